@@ -102,6 +102,26 @@ class VisualTokens:
             carried={name: x.gather(1, chosen) for name, x in self.carried.items()},
         )
 
+    def rows(self, which: Tensor) -> VisualTokens:
+        """The tokens of crops `which` (R,), repeats allowed: one crop can serve several questions."""
+
+        def follow(name: str) -> Callable[[], Tensor]:
+            return lambda: self.read(name)[which]
+
+        def pick(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[which]
+
+        return replace(
+            self,
+            hidden=self.hidden[which],
+            index=self.index[which],
+            cls=pick(self.cls),
+            size=pick(self.size),
+            seed=pick(self.seed),
+            features={name: follow(name) for name in self.features},
+            carried={name: x[which] for name, x in self.carried.items()},
+        )
+
     def with_hidden(self, hidden: Tensor) -> VisualTokens:
         """The same tokens with new hidden states (B, n, D), cast to the old dtype.
 

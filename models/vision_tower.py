@@ -1,0 +1,241 @@
+"""LLaVA's CLIP tower, run block by block from the unmodified Hugging Face modules.
+
+Blocks run up to the one whose output the projector reads; CLIP's last block is never needed. The CLS row is
+recomputed from that block's own projections (one query, so O(n) memory), hence fused attention stays on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from models.cache import StateCache
+from pruning.base import Pruner
+from pruning.tokens import VisualTokens
+
+
+def fingerprint(pixels: Tensor) -> Tensor:
+    """(B, ...) -> (B,) int64 on the CPU: equal for equal images, whatever the batch."""
+    rows = pixels.detach().float().cpu().contiguous()
+    digests = [hashlib.blake2b(row.numpy().tobytes(), digest_size=8).digest() for row in rows]
+    return torch.tensor([int.from_bytes(d, "little") % 2**62 for d in digests])
+
+
+class VisionTower:
+    """The tower of one LLaVA model, with its projector.
+
+    Attributes:
+        depth: blocks that run (L - 1 for `vision_feature_layer = -2`).
+        grid: rows and columns of patches of one crop.
+    """
+
+    def __init__(self, model: nn.Module, cache: StateCache | None = None) -> None:
+        inner = getattr(model, "model", model)
+        clip = inner.vision_tower
+        self.clip = getattr(clip, "vision_model", clip)  # nested up to transformers 5.0, flat from 5.17
+        self.projector = inner.multi_modal_projector
+        layers, read = len(self.clip.encoder.layers), model.config.vision_feature_layer
+        self.depth = layers + 1 + read if read < 0 else read
+        self.blocks = self.clip.encoder.layers
+        side = self.clip.config.image_size // self.clip.config.patch_size
+        self.grid = (side, side)
+        self.cache = cache or StateCache(0)
+        self.clip_projection: nn.Module | None = None  # visual projection into CLIP's joint space, when given
+
+    @property
+    def patches(self) -> int:
+        """N, patches of one crop."""
+        return self.grid[0] * self.grid[1]
+
+    # --- blocks -----------------------------------------------------------------------------------------
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) -> input of block 0, (B, 1 + N, D)."""
+        return self.clip.pre_layrnorm(self.clip.embeddings(pixels.to(self.clip.embeddings.patch_embedding.weight.dtype)))
+
+    def embed_patches(self, patches: Tensor, positions: Tensor) -> Tensor:
+        """Patches (B, K, 3, p, p) with centres (K, 2) as (row, column) in [0, 1] -> input of block 0, (B, 1 + K, D).
+
+        Position embeddings are interpolated bilinearly at the centres; a patch's own centre gives its own embedding.
+        """
+        e, (rows, columns) = self.clip.embeddings, self.grid
+        b, k = patches.shape[:2]
+        flat = patches.flatten(0, 1).to(e.patch_embedding.weight.dtype)
+        x = e.patch_embedding(flat).reshape(b, k, -1)
+        table = e.position_embedding.weight
+        image = table[1:].float().reshape(1, rows, columns, -1).permute(0, 3, 1, 2)  # (1, D, rows, columns)
+        where = (positions.flip(-1) * 2 - 1).to(image)[None, None]  # grid_sample wants (x, y) in [-1, 1]
+        place = nn.functional.grid_sample(image, where, padding_mode="border", align_corners=False)
+        place = place[0, :, 0].T.to(x.dtype)  # (K, D)
+        cls = (e.class_embedding + table[0]).expand(b, 1, -1)
+        return self.clip.pre_layrnorm(torch.cat([cls, x + place], 1))
+
+    def block(self, layer: int, x: Tensor) -> Tensor:
+        """Block `layer`: (B, 1 + n, D) -> (B, 1 + n, D)."""
+        module = self.blocks[layer]
+        extra = {"causal_attention_mask": None} if _takes(module.forward, "causal_attention_mask") else {}
+        out = module(x, attention_mask=None, **extra)
+        return out[0] if isinstance(out, tuple) else out  # a tuple in transformers 4.57
+
+    def attend(self, layer: int, x: Tensor, size: Tensor | None) -> Tensor:
+        """First half of block `layer` (attention and residual), `log size` (B, n) added to the keys' logits."""
+        module = self.blocks[layer]
+        bias = None
+        if size is not None:
+            logs = torch.cat([size.new_zeros(len(size), 1), size.log()], 1).to(x.dtype)  # CLS counts once
+            bias = logs[:, None, None, :].expand(-1, 1, x.shape[1], -1)
+        extra = {"causal_attention_mask": None} if _takes(module.self_attn.forward, "causal_attention_mask") else {}
+        out = module.self_attn(hidden_states=module.layer_norm1(x), attention_mask=bias, **extra)
+        return x + out[0]
+
+    def feed(self, layer: int, x: Tensor) -> Tensor:
+        """Second half of block `layer` (MLP and residual)."""
+        module = self.blocks[layer]
+        return x + module.mlp(module.layer_norm2(x))
+
+    # --- states -----------------------------------------------------------------------------------------
+    def states(self, pixels: Tensor, places: set[int], seed: Tensor | None = None) -> dict[int, Tensor]:
+        """Unpruned states (B, 1 + N, D) at `places`: the input of that block; `depth` is the tower's output.
+
+        Each image's states come from the cache or from one pass of the images that miss any of them.
+        """
+        seed = fingerprint(pixels) if seed is None else seed
+        images = seed.tolist()
+        found = {place: [self.cache.get(image, place) for image in images] for place in places}
+        missing = [b for b in range(len(images)) if any(found[place][b] is None for place in places)]
+        if missing:
+            x = self.embed(pixels[missing])
+            for layer in range(max(places) + 1):
+                if layer in places:
+                    for b, state in zip(missing, x):
+                        found[layer][b] = state
+                        self.cache.put(images[b], layer, state.clone())  # a copy: a view would keep the batch alive
+                if layer < max(places):
+                    x = self.block(layer, x)
+        return {place: torch.stack(rows) for place, rows in found.items()}
+
+    def full(self, pixels: Tensor, seed: Tensor | None = None) -> VisualTokens:
+        """All N tokens (B, N, D) at the layer the projector reads."""
+        seed = fingerprint(pixels) if seed is None else seed
+        last = self.depth - 1
+        state = self.states(pixels, {last, self.depth}, seed)
+        return self._view(last, state[last], state[self.depth], self._all(len(pixels), pixels.device), seed)
+
+    def survivors(self, pixels: Tensor, pruner: Pruner, seed: Tensor | None = None) -> VisualTokens:
+        """What the tower hands to the method's last step, (B, n, D): pruned inside where the method has a schedule."""
+        seed = fingerprint(pixels) if seed is None else seed
+        schedule = pruner.schedule(self.depth, self.patches)
+        if pruner.keeps(self.patches) == self.patches and not pruner.resizes_image:
+            schedule = {}  # the full budget is the identity
+        if pruner.one_by_one and schedule and len(pixels) > 1:
+            return concatenate([self.survivors(pixels[b : b + 1], pruner, seed[b : b + 1]) for b in range(len(pixels))])
+        if not schedule and not pruner.resizes_image:
+            return self.full(pixels, seed)
+        if pruner.resizes_image:
+            first, (patches, positions) = 0, pruner.patches(pixels, self.clip.config.patch_size, self.grid)
+            x, index = self.embed_patches(patches, positions), pruner.patch_index(self.grid)
+            index = index.to(pixels.device).expand(len(pixels), -1)
+        else:
+            first = min(schedule)
+            x, index = self.states(pixels, {first}, seed)[first], self._all(len(pixels), pixels.device)
+        size, carried, trace = None, {}, {}
+        for layer in range(first, self.depth):
+            before = x
+            x = self.attend(layer, before, size) if pruner.inside_block else self.block(layer, before)
+            if layer in schedule or layer == self.depth - 1:
+                tokens = self._view(layer, before, x, index, seed, size=size, carried=carried, trace=trace)
+            if layer in schedule:
+                tokens = pruner.reduce_at(layer, tokens, schedule[layer])
+                x = torch.cat([x[:, :1], tokens.hidden], 1)
+                index, size, carried, trace = tokens.index, tokens.size, tokens.carried, tokens.trace
+            if pruner.inside_block:
+                x = self.feed(layer, x)
+        tokens = replace(tokens, hidden=x[:, 1:], cls=x[:, 0])
+        return self._with_projections(tokens)
+
+    # --- features ---------------------------------------------------------------------------------------
+    def _all(self, b: int, device: torch.device) -> Tensor:
+        return torch.arange(self.patches, device=device).expand(b, -1)
+
+    def _view(
+        self, layer: int, before: Tensor, after: Tensor, index: Tensor, seed: Tensor, **state: object
+    ) -> VisualTokens:
+        """Tokens after block `layer` with input `before` and output `after`, each (B, 1 + n, D)."""
+        attention = self.blocks[layer].self_attn
+        normed: list[Tensor] = []  # layer norm of `before`, shared by the lazy features
+
+        def norm() -> Tensor:
+            if not normed:
+                normed.append(self.blocks[layer].layer_norm1(before))
+            return normed[0]
+
+        features = {
+            "cls_attention": lambda: cls_row(attention, norm())[:, :, 1:],
+            "keys": lambda: attention.k_proj(norm())[:, 1:],
+            "values": lambda: attention.v_proj(norm())[:, 1:],
+            "cls_value": lambda: attention.v_proj(norm()[:, 0]),
+        }
+        if layer + 1 < len(self.blocks):
+            following = self.blocks[layer + 1]
+            features |= {
+                "next_keys": lambda: following.self_attn.k_proj(following.layer_norm1(after[:, 1:])),
+                "cls_next_key": lambda: following.self_attn.k_proj(following.layer_norm1(after[:, 0])),
+                "cls_next_query": lambda: following.self_attn.q_proj(following.layer_norm1(after[:, 0])),
+            }
+        tokens = VisualTokens(
+            after[:, 1:], index, self.grid, cls=after[:, 0], seed=seed, features=features, **state  # type: ignore[arg-type]
+        )
+        return self._with_projections(tokens) if layer == self.depth - 1 else tokens
+
+    def _with_projections(self, tokens: VisualTokens) -> VisualTokens:
+        """Adds what the language model (`projected`) and CLIP's joint space (`clip`) make of the hidden states."""
+        features = dict(tokens.features)
+        features["projected"] = lambda: self.projector(tokens.hidden)
+        if self.clip_projection is not None:
+            features["clip"] = lambda: self.clip_projection(self.clip.post_layernorm(tokens.hidden))
+        else:  # no CLIP text tower at hand: the language model's space stands in, on both sides (models/text.py)
+            features["clip"] = features["projected"]
+        return replace(tokens, features=features)
+
+
+def cls_row(attention: nn.Module, normed: Tensor) -> Tensor:
+    """CLS row of a block's attention in float32: layer-normed input (B, 1 + n, D) -> (B, H, 1 + n).
+
+    softmax(q_cls K^T / sqrt(head size)); equal to eager attention's row without the (1 + n, 1 + n) map.
+    """
+    b, n, width = normed.shape
+    heads = attention.num_heads
+    q = attention.q_proj(normed[:, :1]).view(b, 1, heads, -1).transpose(1, 2)  # (B, H, 1, d)
+    k = attention.k_proj(normed).view(b, n, heads, -1).transpose(1, 2)  # (B, H, 1 + n, d)
+    logits = (q @ k.transpose(-1, -2)).float() * (width // heads) ** -0.5
+    return logits.softmax(-1)[:, :, 0]
+
+
+def concatenate(parts: list[VisualTokens]) -> VisualTokens:
+    """Joins crops along the batch; all parts must hold equally many tokens."""
+    first = parts[0]
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([part.read(name) for part in parts])
+
+    def stack(values: list[Tensor | None]) -> Tensor | None:
+        return None if values[0] is None else torch.cat(values)  # type: ignore[arg-type]
+
+    return replace(
+        first,
+        hidden=torch.cat([part.hidden for part in parts]),
+        index=torch.cat([part.index for part in parts]),
+        cls=stack([part.cls for part in parts]),
+        size=stack([part.size for part in parts]),
+        seed=stack([part.seed for part in parts]),
+        features={name: (lambda name=name: joined(name)) for name in first.features},
+        carried={name: torch.cat([part.carried[name] for part in parts]) for name in first.carried},
+        trace={name: torch.cat([part.trace[name] for part in parts]) for name in first.trace},
+    )
+
+
+def _takes(function: object, name: str) -> bool:
+    return name in inspect.signature(function).parameters  # type: ignore[arg-type]
