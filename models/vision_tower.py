@@ -131,7 +131,8 @@ class VisionTower:
         if pruner.keeps(self.patches) == self.patches and not pruner.resizes_image:
             schedule = {}  # the full budget is the identity
         if pruner.one_by_one and schedule and len(pixels) > 1:
-            return concatenate([self.survivors(pixels[b : b + 1], pruner, seed[b : b + 1]) for b in range(len(pixels))])
+            alone = [self.survivors(pixels[b : b + 1], pruner, seed[b : b + 1]) for b in range(len(pixels))]
+            return concatenate([pruner.finish(tokens) for tokens in alone])  # counts agree only at the end
         if not schedule and not pruner.resizes_image:
             return self.full(pixels, seed)
         if pruner.resizes_image:

@@ -39,6 +39,7 @@ class Pruner:
 
     reads_question: ClassVar[bool] = False  # the selection depends on the question
     one_by_one: ClassVar[bool] = False  # counts inside the tower differ between images: no batching there
+    resizes_image: ClassVar[bool] = False  # the method cuts its own patches (`downsample`)
     inside_block: ClassVar[bool] = False  # reduce_at acts between attention and MLP of a block (ToMe)
 
     def __post_init__(self) -> None:
@@ -82,15 +83,15 @@ class Pruner:
     # --- for the runner ---------------------------------------------------------------------------------
     @torch.no_grad()
     def finish(self, tokens: VisualTokens, question: Question | None = None) -> VisualTokens:
-        """`reduce` with the contract enforced: exactly K tokens in raster order; the identity where n = K.
+        """`reduce` with the contract enforced: exactly K tokens in raster order; the identity where n = K already.
 
         Raises:
             InputError: budget out of range, or the method needs a question and none was given.
             RuntimeError: the method broke the contract (a bug in the method).
         """
         keep = self.keeps(tokens.patches)
-        if keep == tokens.patches and tokens.count == keep:
-            return tokens
+        if tokens.count == keep:
+            return tokens.raster()
         if self.reads_question and question is None:
             raise InputError(f"{type(self).__name__} reads the question, but none was given")
         out = self.reduce(tokens, question)

@@ -39,6 +39,7 @@ class VisualTokens:
     seed: Tensor | None = None  # (B,) int64 fingerprint of each image's pixels
     features: Mapping[str, Tensor | Callable[[], Tensor]] = field(default_factory=dict, repr=False)
     carried: Mapping[str, Tensor] = field(default_factory=dict, repr=False)  # name -> (B, n): state of a method
+    trace: Mapping[str, Tensor] = field(default_factory=dict, repr=False)  # name -> (B, ...): what a method did
     _cache: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -120,6 +121,7 @@ class VisualTokens:
             seed=pick(self.seed),
             features={name: follow(name) for name in self.features},
             carried={name: x[which] for name, x in self.carried.items()},
+            trace={name: x[which] for name, x in self.trace.items()},
         )
 
     def with_hidden(self, hidden: Tensor) -> VisualTokens:
