@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,3 +36,25 @@ def assign_sum(x: Tensor, owner: Tensor, k: int) -> Tensor:
     """Sums over owners: x (B, n, D) with owner (B, n) in 0..k-1 -> (B, k, D)."""
     out = x.new_zeros(x.shape[0], k, x.shape[2])
     return out.scatter_add_(1, owner[..., None].expand_as(x), x)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Unit vectors (..., D) in the dtype of `x`; a zero vector stays zero."""
+    return F.normalize(x, dim=-1)
+
+
+def gram(x: Tensor) -> Tensor:
+    """Cosine similarities of a set with itself, in the dtype of `x`: (B, n, D) -> (B, n, n)."""
+    u = unit(x)
+    return u @ u.transpose(-1, -2)
+
+
+def never_zero(x: Tensor, fallback: Tensor) -> Tensor:
+    """`x` (..., D) with each all-zero row replaced by that row of `fallback`: an average can cancel out."""
+    return torch.where((x == 0).all(-1, keepdim=True), fallback, x)
+
+
+def others(chosen: Tensor, n: int) -> Tensor:
+    """The slots of 0..n-1 that are not among the distinct `chosen` (B, k): (B, n - k), ascending."""
+    taken = torch.zeros(len(chosen), n, device=chosen.device).scatter_(1, chosen, 1.0)
+    return taken.argsort(dim=1, stable=True)[:, : n - chosen.shape[1]]

@@ -150,6 +150,7 @@ class Question:
     mask: Tensor  # (B, T) bool: real tokens
     content: Tensor  # (B, T) bool: content words (no stop words, no punctuation); may be empty for a row
     clip: Tensor | None = None  # (B, M, D_clip) text vectors in CLIP's joint space, or their stand-in
+    clip_is_real: bool = False  # `clip` comes from the CLIP text tower, not from a stand-in
 
 
 def take(x: Tensor, chosen: Tensor, axis: int = 1) -> Tensor:
