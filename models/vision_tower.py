@@ -54,7 +54,9 @@ class VisionTower:
     # --- blocks -----------------------------------------------------------------------------------------
     def embed(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) -> input of block 0, (B, 1 + N, D)."""
-        return self.clip.pre_layrnorm(self.clip.embeddings(pixels.to(self.clip.embeddings.patch_embedding.weight.dtype)))
+        return self.clip.pre_layrnorm(
+            self.clip.embeddings(pixels.to(self.clip.embeddings.patch_embedding.weight.dtype))
+        )
 
     def embed_patches(self, patches: Tensor, positions: Tensor) -> Tensor:
         """Patches (B, K, 3, p, p) with centres (K, 2) as (row, column) in [0, 1] -> input of block 0, (B, 1 + K, D).
@@ -125,7 +127,7 @@ class VisionTower:
         return self._view(last, state[last], state[self.depth], self._all(len(pixels), pixels.device), seed)
 
     def survivors(self, pixels: Tensor, pruner: Pruner, seed: Tensor | None = None) -> VisualTokens:
-        """What the tower hands to the method's last step, (B, n, D): pruned inside where the method has a schedule."""
+        """What the method's last step gets, (B, n, D): pruned inside the tower where the method has a schedule."""
         seed = fingerprint(pixels) if seed is None else seed
         schedule = pruner.schedule(self.depth, self.patches)
         if pruner.keeps(self.patches) == self.patches and not pruner.resizes_image:
@@ -137,8 +139,9 @@ class VisionTower:
             return self.full(pixels, seed)
         if pruner.resizes_image:
             first, (patches, positions) = 0, pruner.patches(pixels, self.clip.config.patch_size, self.grid)
-            x, index = self.embed_patches(patches, positions), pruner.patch_index(self.grid)
-            index = index.to(pixels.device).expand(len(pixels), -1)
+            x = self.embed_patches(patches, positions)
+            cell = (positions * positions.new_tensor(self.grid)).long()  # the patch under each centre
+            index = (cell[:, 0] * self.grid[1] + cell[:, 1]).expand(len(pixels), -1)
         else:
             first = min(schedule)
             x, index = self.states(pixels, {first}, seed)[first], self._all(len(pixels), pixels.device)
@@ -187,7 +190,13 @@ class VisionTower:
                 "cls_next_query": lambda: following.self_attn.q_proj(following.layer_norm1(after[:, 0])),
             }
         tokens = VisualTokens(
-            after[:, 1:], index, self.grid, cls=after[:, 0], seed=seed, features=features, **state  # type: ignore[arg-type]
+            after[:, 1:],
+            index,
+            self.grid,
+            cls=after[:, 0],
+            seed=seed,
+            features=features,
+            **state,  # type: ignore[arg-type]
         )
         return self._with_projections(tokens) if layer == self.depth - 1 else tokens
 

@@ -1,0 +1,276 @@
+"""A LLaVA that answers many questions about many images with pruned visual tokens.
+
+One tower pass serves all questions, methods and budgets of an image; the questions of an image share the key-value
+cache of its prefix (prompt head and visual tokens) unless the method reads the question.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from models.cache import StateCache
+from models.text import read_questions
+from models.vision_tower import VisionTower, fingerprint
+from pruning.base import Pruner
+from pruning.errors import InputError
+from pruning.tokens import VisualTokens
+
+
+@dataclass
+class Answer:
+    """What the model said to one question, and from which tokens."""
+
+    text: str
+    visual_tokens: int  # visual tokens that reached the language model
+    index: list[int]  # their patch numbers, raster order; -1: no patch
+    first_logits: Tensor  # (V,) float32 logits of the first answer token
+    shifts: dict[str, float] = field(default_factory=dict)  # every feature metric of pruning/shift.py
+    trace: dict[str, list] = field(default_factory=dict)  # what the method did, per patch (for the pictures)
+    failed: str | None = None  # why there is no answer
+
+
+class Llava:
+    """A loaded LLaVA with its processor.
+
+    Args:
+        model: an unmodified `LlavaForConditionalGeneration`.
+        processor: its processor.
+        prompt: template with `<image>` and `{question}`.
+        cache_bytes: bound of the tower's state cache.
+    """
+
+    def __init__(self, model: nn.Module, processor: Any, prompt: str, cache_bytes: int = 768 * 2**20) -> None:
+        self.model, self.processor, self.prompt = model, processor, prompt
+        self.tokenizer = processor.tokenizer
+        self.language = model.model.language_model
+        self.embed = model.get_input_embeddings()
+        self.cache = StateCache(cache_bytes)
+        self.tower = VisionTower(model, self.cache)
+        self.clip_text: Any = None  # texts -> (B, M, D_clip), set where CLIP's text tower is given
+        self.seconds: Counter[str] = Counter()
+        if "{question}" not in prompt or prompt.count("<image>") != 1:
+            raise InputError(f"prompt must hold one <image> and {{question}}, got {prompt!r}")
+
+    @property
+    def visual_tokens(self) -> int:
+        """The full number of visual tokens of one image."""
+        return self.tower.patches
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the wall time of the block to `seconds[name]`."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.seconds[name] += perf_counter() - start
+
+    # --- vision -----------------------------------------------------------------------------------------
+    def pixels(self, images: list[Image.Image]) -> Tensor:
+        """PIL images -> (B, 3, H, W)."""
+        rgb = [image.convert("RGB") for image in images]
+        out = self.processor.image_processor(images=rgb, return_tensors="pt")["pixel_values"]
+        return out.to(self.device)
+
+    @torch.no_grad()
+    def prune(self, pixels: Tensor, pruner: Pruner, questions: list[list[str]] | None = None) -> VisualTokens:
+        """Pruned tokens before the projector.
+
+        Args:
+            pixels: (B, 3, H, W).
+            questions: the questions of each image; needed where `pruner.reads_question`.
+
+        Returns:
+            One row an image, (B, K, D); one row a question, in order, where the method reads the question.
+        """
+        seed = fingerprint(pixels)
+        with self.stage("tower"):
+            tokens = self.tower.survivors(pixels, pruner, seed)
+        if not pruner.reads_question:
+            with self.stage("selection"):
+                return pruner.finish(tokens)
+        if questions is None:
+            raise InputError(f"{type(pruner).__name__} reads the question: give the questions of each image")
+        with self.stage("selection"):
+            rows = [b for b, asked in enumerate(questions) for _ in asked]
+            tokens = tokens.rows(torch.tensor(rows, device=self.device))
+            return pruner.finish(tokens, self.read([q for asked in questions for q in asked]))
+
+    def read(self, questions: list[str]) -> Any:
+        """What a text-aware method sees of the questions."""
+        return read_questions(questions, self.tokenizer, self.embed, self.clip_text)
+
+    def project(self, tokens: VisualTokens) -> Tensor:
+        """(B, K, D) -> (B, K, D_llm) in the language model's dtype; K may be 0."""
+        if tokens.count == 0:
+            return self.embed.weight.new_zeros(len(tokens.hidden), 0, self.embed.weight.shape[1])
+        return self.model.model.multi_modal_projector(tokens.hidden).to(self.embed.weight.dtype)
+
+    # --- language ---------------------------------------------------------------------------------------
+    def prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
+        """Token ids before and after the image."""
+        ids = self.tokenizer(self.prompt.format(question=question))["input_ids"]
+        image = self.model.config.image_token_id
+        if ids.count(image) != 1:
+            raise InputError(f"the prompt of {question!r} holds {ids.count(image)} image tokens, expected 1")
+        cut = ids.index(image)
+        return ids[:cut], ids[cut + 1 :]
+
+    @torch.no_grad()
+    def answer(
+        self, images: list[Image.Image], questions: list[list[str]], pruner: Pruner, max_new_tokens: int = 16
+    ) -> list[list[Answer]]:
+        """Greedy answers to every question of every image.
+
+        Raises:
+            InputError: budget out of range.
+        """
+        with self.stage("image processing"):
+            pixels = self.pixels(images)
+        tokens = self.prune(pixels, pruner, questions)
+        with self.stage("projector"):
+            visual = self.project(tokens)
+        counts = [len(asked) for asked in questions]
+        per_question = [b for b, n in enumerate(counts) for _ in range(n)]
+        owner = list(range(sum(counts))) if pruner.reads_question else per_question
+        prompts = [self.prompt_ids(q) for asked in questions for q in asked]
+        texts, first = self._greedy(visual, owner, prompts, max_new_tokens)
+        with self.stage("shift"):
+            shifts = self._shifts(tokens, pixels, per_question if pruner.reads_question else list(range(len(images))))
+        answers = [
+            self._answer(text, logits, tokens, row, shifts[row]) for text, logits, row in zip(texts, first, owner)
+        ]
+        ends = [sum(counts[: b + 1]) for b in range(len(counts))]
+        return [answers[end - n : end] for end, n in zip(ends, counts)]
+
+    def _shifts(self, tokens: VisualTokens, pixels: Tensor, image_of_row: list[int]) -> list[dict[str, float]]:
+        """All shift metrics of each row against the unpruned tokens of its image."""
+        from pruning.shift import all_shifts, statistics
+
+        if tokens.count == 0:
+            return [{} for _ in image_of_row]
+        full = self.tower.full(pixels).hidden
+        which = torch.tensor(image_of_row, device=self.device)
+        known = statistics(full)
+        values = all_shifts(tokens.hidden, full[which], known.rows(which))
+        return [{name: float(v[row]) for name, v in values.items()} for row in range(len(image_of_row))]
+
+    def _answer(self, text: str, logits: Tensor, tokens: VisualTokens, row: int, shifts: dict[str, float]) -> Answer:
+        failed = None
+        if not bool(torch.isfinite(tokens.hidden[row]).all() and torch.isfinite(logits).all()):
+            text, failed = "", "NaN or infinite features"
+        trace = {name: x[row].tolist() for name, x in tokens.trace.items()}
+        index = tokens.index[row].tolist()
+        return Answer(text, tokens.count, index, logits.float().cpu(), shifts, trace, failed)
+
+    def _greedy(
+        self, visual: Tensor, owner: list[int], prompts: list[tuple[list[int], list[int]]], max_new_tokens: int
+    ) -> tuple[list[str], Tensor]:
+        """Greedy decoding.
+
+        Args:
+            visual: (R, K, D_llm) visual tokens; row `owner[q]` belongs to question q.
+            prompts: (ids before, ids after the image) of each of Q questions.
+
+        Returns:
+            The Q decoded answers and the logits (Q, V) of their first tokens.
+        """
+        with self.stage("prefill"):
+            cache, logits, mask = self._prefill(visual, owner, prompts, [[] for _ in prompts])
+            logits = logits[:, -1]
+        first, done = logits, torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
+        eos = self._eos()
+        out: list[Tensor] = []
+        with self.stage("decode"):
+            for step in range(max_new_tokens):
+                chosen = logits.argmax(-1)
+                out.append(chosen)
+                done |= torch.isin(chosen, eos)
+                if bool(done.all()) or step + 1 == max_new_tokens:
+                    break
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+                position = mask.sum(1, keepdim=True) - 1
+                logits = self._forward(self.embed(chosen[:, None]), mask, position, cache)[:, -1]
+            rows = torch.stack(out, 1).tolist()
+        stop = set(eos.tolist())
+        cut = [row[: next((i for i, t in enumerate(row) if t in stop), len(row))] for row in rows]
+        return self.tokenizer.batch_decode(cut, skip_special_tokens=True), first
+
+    @torch.no_grad()
+    def score(
+        self, images: list[Image.Image], questions: list[list[str]], continuations: list[list[str]], pruner: Pruner
+    ) -> list[list[tuple[float, bool]]]:
+        """Mean negative log-likelihood (nats a token) of each continuation, and whether greedy decoding says it."""
+        tokens = self.prune(self.pixels(images), pruner, questions)
+        visual, flat = self.project(tokens), [q for asked in questions for q in asked]
+        owner = [b for b, asked in enumerate(questions) for _ in asked]
+        owner = list(range(len(flat))) if pruner.reads_question else owner
+        said = [text for texts in continuations for text in texts]
+        tails = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in said]
+        with self.stage("scoring"):
+            _, logits, _ = self._prefill(visual, owner, [self.prompt_ids(q) for q in flat], tails)
+            logp = logits.float().log_softmax(-1)  # (Q, longest tail + 1, V)
+        out = []
+        for row, tail in zip(logp, tails):
+            ids = torch.tensor(tail, device=self.device)
+            own = row[-len(tail) - 1 : -1]  # the distributions that predict the tail's tokens
+            out.append((float(-own.gather(1, ids[:, None]).mean()), bool((own.argmax(-1) == ids).all())))
+        ends = [sum(len(t) for t in continuations[: b + 1]) for b in range(len(continuations))]
+        return [out[end - len(t) : end] for end, t in zip(ends, continuations)]
+
+    def _prefill(
+        self, visual: Tensor, owner: list[int], prompts: list[tuple[list[int], list[int]]], tails: list[list[int]]
+    ) -> tuple[Any, Tensor, Tensor]:
+        """Prefix once a visual row, then the rest of each question, padded on the left of that rest.
+
+        Returns:
+            The key-value cache, logits of the last (longest tail + 1) places (Q, t, V), the mask (Q, L).
+        """
+        from transformers import DynamicCache
+
+        head = torch.tensor(prompts[0][0], dtype=torch.long, device=self.device)
+        if any(before != prompts[0][0] for before, _ in prompts):
+            raise InputError("all prompts of a batch must be equal before the image")
+        cache = DynamicCache(config=self.language.config)
+        prefix = torch.cat([self.embed(head).expand(len(visual), -1, -1), visual], 1)  # (R, P, D_llm)
+        if prefix.shape[1]:
+            self.language(inputs_embeds=prefix, past_key_values=cache, use_cache=True)
+        if owner != list(range(len(visual))):
+            cache.batch_select_indices(torch.tensor(owner, device=self.device))
+        rests = [after + tail for (_, after), tail in zip(prompts, tails)]
+        longest = max(len(rest) for rest in rests)
+        ids = torch.zeros(len(rests), longest, dtype=torch.long, device=self.device)
+        mask = torch.ones(len(rests), prefix.shape[1] + longest, dtype=torch.long, device=self.device)
+        for row, rest in enumerate(rests):
+            ids[row, longest - len(rest) :] = torch.tensor(rest, device=self.device)
+            mask[row, prefix.shape[1] : prefix.shape[1] + longest - len(rest)] = 0
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, prefix.shape[1] :]
+        keep = max(len(tail) for tail in tails) + 1
+        return cache, self._forward(self.embed(ids), mask, positions, cache, keep), mask
+
+    def _forward(self, x: Tensor, mask: Tensor, positions: Tensor, cache: Any, keep: int = 1) -> Tensor:
+        """Embeddings (Q, t, D_llm) after `cache` -> logits of the last `keep` places (Q, keep, V)."""
+        hidden = self.language(
+            inputs_embeds=x, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        return self.model.lm_head(hidden[:, -keep:])
+
+    def _eos(self) -> Tensor:
+        eos = self.model.generation_config.eos_token_id
+        eos = self.tokenizer.eos_token_id if eos is None else eos
+        return torch.tensor(eos if isinstance(eos, list) else [eos], device=self.device)
