@@ -43,7 +43,7 @@ class VisionTower:
         self.blocks = self.clip.encoder.layers
         side = self.clip.config.image_size // self.clip.config.patch_size
         self.grid = (side, side)
-        self.cache = cache or StateCache(0)
+        self.cache = StateCache(0) if cache is None else cache
         self.clip_projection: nn.Module | None = None  # visual projection into CLIP's joint space, when given
 
     @property
