@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 import torch
 
@@ -123,7 +125,7 @@ def test_answers_do_not_depend_on_batch_or_order(llava, scenes, name):
     together = llava.answer(images, questions, pruner)
     backwards = llava.answer(images[::-1], questions[::-1], pruner)[::-1]
     alone = [[llava.answer([image], [[q]], pruner)[0][0] for q in asked] for image, asked in zip(images, questions)]
-    for a, b, c in zip(sum(together, []), sum(backwards, []), sum(alone, [])):
+    for a, b, c in zip(*(chain.from_iterable(x) for x in (together, backwards, alone))):
         assert a.text == b.text == c.text and a.index == b.index == c.index
         torch.testing.assert_close(a.first_logits, c.first_logits, atol=2e-4, rtol=1e-4)
         assert a.shifts == pytest.approx(c.shifts, rel=1e-3, abs=1e-5)
