@@ -33,7 +33,7 @@ def greedy_map(kernel: Tensor, k: int) -> Tensor:
     b, n, _ = kernel.shape
     diagonal = kernel.diagonal(dim1=1, dim2=2)  # (B, n)
     gain, noise = diagonal.clone(), 1e-6 * diagonal
-    factors = kernel.new_zeros(b, n, k)  # rows of the Cholesky factor built so far
+    factors = kernel.new_zeros(b, k, n)  # rows of the Cholesky factor built so far
     rows = torch.arange(b, device=kernel.device)
     rank = diagonal / (diagonal.amax(1, keepdim=True) + 1e-12)  # (B, n) in [0, 1]: the order of the leftovers
     for step in range(k):
@@ -41,10 +41,10 @@ def greedy_map(kernel: Tensor, k: int) -> Tensor:
         spanned = live == -torch.inf
         if spanned.all():
             break
-        past = (factors[..., :step] @ factors[rows, pick, :step, None])[..., 0]  # (B, n)
+        past = (factors[rows, None, :step, pick] @ factors[:, :step])[:, 0]  # (B, n)
         new = (kernel[rows, pick] - past) / live[:, None].sqrt()
         new = new.masked_fill(spanned[:, None], 0)
-        factors[..., step] = new
+        factors[:, step] = new
         gain = gain - new.square()
         gain[rows[~spanned], pick[~spanned]] = -torch.inf
         rank[rows[~spanned], pick[~spanned]] = 2.0 + k - step

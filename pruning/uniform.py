@@ -11,8 +11,8 @@ from pruning.base import Pruner
 from pruning.tokens import Question, VisualTokens
 
 
-def even_cells(k: int, grid: tuple[int, int]) -> list[tuple[float, float]]:
-    """Centres (row, column) in [0, 1] of `k` cells that tile the image in rows of nearly equal cells.
+def row_counts(k: int, grid: tuple[int, int]) -> list[int]:
+    """Cells in each row when `k` cells tile the image in rows of nearly equal cells.
 
     round(sqrt(k)) rows for a square grid; the first k mod rows of them hold one cell more. Exact for every
     k from 1 to rows * columns; at the full grid the cells are the patches.
@@ -20,8 +20,13 @@ def even_cells(k: int, grid: tuple[int, int]) -> list[tuple[float, float]]:
     height, width = grid
     rows = min(height, max(1, round((k * height / width) ** 0.5), -(-k // width)))
     short, longer = divmod(k, rows)
-    counts = [short + (r < longer) for r in range(rows)]
-    return [((r + 0.5) / rows, (c + 0.5) / count) for r, count in enumerate(counts) for c in range(count)]
+    return [short + (r < longer) for r in range(rows)]
+
+
+def even_cells(k: int, grid: tuple[int, int]) -> list[tuple[float, float]]:
+    """Centres (row, column) in [0, 1] of the `k` cells of `row_counts`, row by row."""
+    counts = row_counts(k, grid)
+    return [((r + 0.5) / len(counts), (c + 0.5) / count) for r, count in enumerate(counts) for c in range(count)]
 
 
 def cell_patches(k: int, grid: tuple[int, int]) -> list[int]:
