@@ -6,7 +6,7 @@ cache of its prefix (prompt head and visual tokens) unless the method reads the 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,6 +57,7 @@ class Llava:
         self.tower = VisionTower(model, self.cache)
         self.clip_text: Any = None  # texts -> (B, M, D_clip), set where CLIP's text tower is given
         self.seconds: Counter[str] = Counter()
+        self._known: OrderedDict[int, Any] = OrderedDict()  # image fingerprint -> FullStatistics
         if "{question}" not in prompt or prompt.count("<image>") != 1:
             raise InputError(f"prompt must hold one <image> and {{question}}, got {prompt!r}")
 
@@ -159,16 +160,33 @@ class Llava:
         return [answers[end - n : end] for end, n in zip(ends, counts)]
 
     def _shifts(self, tokens: VisualTokens, pixels: Tensor, image_of_row: list[int]) -> list[dict[str, float]]:
-        """All shift metrics of each row against the unpruned tokens of its image."""
-        from pruning.shift import all_shifts, statistics
+        """All shift metrics of each row against the image's unpruned tokens; zero for all tokens, empty for none."""
+        from pruning.shift import METRICS, all_shifts
 
         if tokens.count == 0:
             return [{} for _ in image_of_row]
-        full = self.tower.full(pixels).hidden
-        which = torch.tensor(image_of_row, device=self.device)
-        known = statistics(full)
-        values = all_shifts(tokens.hidden, full[which], known.rows(which))
-        return [{name: float(v[row]) for name, v in values.items()} for row in range(len(image_of_row))]
+        if tokens.count == tokens.patches:
+            return [dict.fromkeys(METRICS, 0.0) for _ in image_of_row]
+        known = self._statistics(pixels)
+        rows = [all_shifts(tokens.hidden[row : row + 1], known[image]) for row, image in enumerate(image_of_row)]
+        return [{name: float(value) for name, value in row.items()} for row in rows]
+
+    def _statistics(self, pixels: Tensor) -> list[Any]:
+        """The full set's side of the shift metrics, one an image, kept for the next method and budget."""
+        from pruning.shift import statistics
+
+        seeds = fingerprint(pixels).tolist()
+        missing = [b for b, seed in enumerate(seeds) if seed not in self._known]
+        if missing:
+            for b, hidden in zip(missing, self.tower.full(pixels[missing]).hidden):
+                self._known[seeds[b]] = statistics(hidden[None])
+        found = [self._known[seed] for seed in seeds]
+        for seed in seeds:
+            self._known.move_to_end(seed)
+        size = found[0].tokens.numel() * found[0].tokens.element_size()
+        while len(self._known) > max(len(seeds), self.cache.max_bytes // (2 * size)):
+            self._known.popitem(last=False)
+        return found
 
     def _answer(self, text: str, logits: Tensor, tokens: VisualTokens, row: int, shifts: dict[str, float]) -> Answer:
         failed = None
