@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.cache import StateCache
+from models.packing import PackedPrompts
 from models.text import read_questions
 from models.vision_tower import VisionTower, fingerprint
 from pruning.base import Pruner
@@ -209,10 +210,10 @@ class Llava:
             The Q decoded answers and the logits (Q, V) of their first tokens.
         """
         with self.stage("prefill"):
-            cache, logits, mask = self._prefill(visual, owner, prompts, [[] for _ in prompts])
-            logits = logits[:, -1]
-        first, done = logits, torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
+            pack = PackedPrompts(self, visual, owner, prompts)
+            first = logits = pack.prefill([1] * len(prompts))[:, 0]
         eos = self._eos()
+        done = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
         out: list[Tensor] = []
         with self.stage("decode"):
             for step in range(max_new_tokens):
@@ -221,9 +222,7 @@ class Llava:
                 done |= torch.isin(chosen, eos)
                 if bool(done.all()) or step + 1 == max_new_tokens:
                     break
-                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-                position = mask.sum(1, keepdim=True) - 1
-                logits = self._forward(self.embed(chosen[:, None]), mask, position, cache)[:, -1]
+                logits = pack.step(chosen)
             rows = torch.stack(out, 1).tolist()
         stop = set(eos.tolist())
         cut = [row[: next((i for i, t in enumerate(row) if t in stop), len(row))] for row in rows]
@@ -240,8 +239,9 @@ class Llava:
         owner = list(range(len(flat))) if pruner.reads_question else owner
         said = [text for texts in continuations for text in texts]
         tails = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in said]
+        prompts = [(before, after + tail) for (before, after), tail in zip(map(self.prompt_ids, flat), tails)]
         with self.stage("scoring"):
-            _, logits, _ = self._prefill(visual, owner, [self.prompt_ids(q) for q in flat], tails)
+            logits = PackedPrompts(self, visual, owner, prompts).prefill([len(tail) + 1 for tail in tails])
             logp = logits.float().log_softmax(-1)  # (Q, longest tail + 1, V)
         out = []
         for row, tail in zip(logp, tails):
@@ -250,43 +250,6 @@ class Llava:
             out.append((float(-own.gather(1, ids[:, None]).mean()), bool((own.argmax(-1) == ids).all())))
         ends = [sum(len(t) for t in continuations[: b + 1]) for b in range(len(continuations))]
         return [out[end - len(t) : end] for end, t in zip(ends, continuations)]
-
-    def _prefill(
-        self, visual: Tensor, owner: list[int], prompts: list[tuple[list[int], list[int]]], tails: list[list[int]]
-    ) -> tuple[Any, Tensor, Tensor]:
-        """Prefix once a visual row, then the rest of each question, padded on the left of that rest.
-
-        Returns:
-            The key-value cache, logits of the last (longest tail + 1) places (Q, t, V), the mask (Q, L).
-        """
-        from transformers import DynamicCache
-
-        head = torch.tensor(prompts[0][0], dtype=torch.long, device=self.device)
-        if any(before != prompts[0][0] for before, _ in prompts):
-            raise InputError("all prompts of a batch must be equal before the image")
-        cache = DynamicCache(config=self.language.config)
-        prefix = torch.cat([self.embed(head).expand(len(visual), -1, -1), visual], 1)  # (R, P, D_llm)
-        if prefix.shape[1]:
-            self.language(inputs_embeds=prefix, past_key_values=cache, use_cache=True)
-        if owner != list(range(len(visual))):
-            cache.batch_select_indices(torch.tensor(owner, device=self.device))
-        rests = [after + tail for (_, after), tail in zip(prompts, tails)]
-        longest = max(len(rest) for rest in rests)
-        ids = torch.zeros(len(rests), longest, dtype=torch.long, device=self.device)
-        mask = torch.ones(len(rests), prefix.shape[1] + longest, dtype=torch.long, device=self.device)
-        for row, rest in enumerate(rests):
-            ids[row, longest - len(rest) :] = torch.tensor(rest, device=self.device)
-            mask[row, prefix.shape[1] : prefix.shape[1] + longest - len(rest)] = 0
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, prefix.shape[1] :]
-        keep = max(len(tail) for tail in tails) + 1
-        return cache, self._forward(self.embed(ids), mask, positions, cache, keep), mask
-
-    def _forward(self, x: Tensor, mask: Tensor, positions: Tensor, cache: Any, keep: int = 1) -> Tensor:
-        """Embeddings (Q, t, D_llm) after `cache` -> logits of the last `keep` places (Q, keep, V)."""
-        hidden = self.language(
-            inputs_embeds=x, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-        return self.model.lm_head(hidden[:, -keep:])
 
     def _eos(self) -> Tensor:
         eos = self.model.generation_config.eos_token_id

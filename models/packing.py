@@ -1,0 +1,102 @@
+"""Several questions on one image in one sequence: the prefix is computed, stored and read once.
+
+A row holds prompt head, visual tokens, and then all its questions one after another; a mask lets each question see
+the prefix and itself, and its positions go on from the prefix. The answers are those of separate prompts, without a
+copy of the prefix's keys and values a question.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pruning.errors import InputError
+
+if TYPE_CHECKING:
+    from models.llava import Llava
+
+PREFIX, NOBODY = -1, -2  # owners of cache columns that every question, or none, may see
+
+
+class PackedPrompts:
+    """The key-value cache of R rows and their Q questions.
+
+    Args:
+        llava: the model.
+        visual: (R, K, D_llm) visual tokens.
+        owner: the row of each question, ascending.
+        prompts: (ids before, ids after the image) of each question; all equal before the image.
+    """
+
+    def __init__(
+        self, llava: Llava, visual: Tensor, owner: list[int], prompts: list[tuple[list[int], list[int]]]
+    ) -> None:
+        from transformers import DynamicCache
+
+        self.llava, self.device = llava, visual.device
+        self.rests = [after for _, after in prompts]
+        before = prompts[0][0]
+        if any(other != before for other, _ in prompts):
+            raise InputError("all prompts of a batch must be equal before the image")
+        self.row = torch.tensor(owner, device=self.device)
+        seats = [owner[:q].count(r) for q, r in enumerate(owner)]
+        self.seat = torch.tensor(seats, device=self.device)  # (Q,) place of a question among its row's
+        self.seats = max(seats) + 1
+        self.cache = DynamicCache(config=llava.language.config)
+        head = llava.embed(torch.tensor(before, dtype=torch.long, device=self.device))
+        prefix = torch.cat([head.expand(len(visual), -1, -1), visual], 1)  # (R, P, D_llm)
+        llava.language(inputs_embeds=prefix, past_key_values=self.cache, use_cache=True)
+        self.prefix = prefix.shape[1]
+        self.column_owner = torch.full(prefix.shape[:2], PREFIX, device=self.device)  # (R, columns of the cache)
+        self.next_position = torch.tensor([self.prefix + len(rest) for rest in self.rests], device=self.device)
+
+    def prefill(self, last: list[int]) -> Tensor:
+        """Runs the questions; logits of each one's `last[q]` final places: (Q, max(last), V), right-aligned."""
+        rows = len(self.column_owner)
+        lengths, starts = [0] * rows, []
+        for row, rest in zip(self.row.tolist(), self.rests):
+            starts.append(lengths[row])
+            lengths[row] += len(rest)
+        ids = torch.zeros(rows, max(lengths), dtype=torch.long, device=self.device)
+        owner = torch.full_like(ids, NOBODY)
+        position = torch.full_like(ids, self.prefix)
+        for q, (row, start, rest) in enumerate(zip(self.row.tolist(), starts, self.rests)):
+            here = slice(start, start + len(rest))
+            ids[row, here] = torch.tensor(rest, device=self.device)
+            owner[row, here] = int(self.seat[q])
+            position[row, here] = self.prefix + torch.arange(len(rest), device=self.device)
+        hidden = self._run(ids, owner, position)
+        ends = torch.tensor([s + len(rest) for s, rest in zip(starts, self.rests)], device=self.device)
+        places = (ends[:, None] - torch.arange(max(last), 0, -1, device=self.device)).clamp(min=0)  # (Q, t)
+        return self.llava.model.lm_head(hidden[self.row[:, None], places])
+
+    def step(self, token: Tensor) -> Tensor:
+        """The next token of each question (Q,) -> logits (Q, V)."""
+        shape = (len(self.column_owner), self.seats)
+        ids = torch.zeros(shape, dtype=torch.long, device=self.device)
+        owner = torch.full(shape, NOBODY, device=self.device)
+        position = torch.full(shape, self.prefix, device=self.device)
+        ids[self.row, self.seat], owner[self.row, self.seat] = token, self.seat
+        position[self.row, self.seat] = self.next_position
+        self.next_position = self.next_position + 1
+        return self.llava.model.lm_head(self._run(ids, owner, position)[self.row, self.seat])
+
+    def _run(self, ids: Tensor, owner: Tensor, position: Tensor) -> Tensor:
+        """Tokens (R, t) of `owner` (R, t) at `position` (R, t) -> hidden states (R, t, D_llm)."""
+        old = self.column_owner.shape[1]
+        self.column_owner = torch.cat([self.column_owner, owner], 1)
+        column = self.column_owner[:, None]  # (R, 1, columns)
+        seen = (column == PREFIX) | ((column == owner[..., None]) & (column != NOBODY))
+        seen[..., old:] &= torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=self.device).tril()
+        x = self.llava.embed(ids)
+        mask = torch.zeros(seen.shape, dtype=x.dtype, device=self.device)
+        mask.masked_fill_(~seen, torch.finfo(x.dtype).min)
+        return self.llava.language(
+            inputs_embeds=x,
+            attention_mask=mask[:, None],
+            position_ids=position,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
