@@ -1,0 +1,152 @@
+"""ACGR, Anchor-Context Graph Recovery: tokens that leave hand their content to those that stay, in the tower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pruning.base import Pruner
+from pruning.errors import InputError
+from pruning.ops import centres, cosine, top
+from pruning.tokens import Question, VisualTokens, take
+
+
+@dataclass
+class Acgr(Pruner):
+    """Keeps the patches that CLS attends to; before the others leave, the kept ones take up their content.
+
+    Source: DCP-Prune, arXiv 2606.16633, overview figure: score and partition into anchors and contexts, bipartite
+    graph of semantic and spatial similarity, recovery along its edges, removal; progressively, in intermediate
+    layers. Every formula and number is a *reconstruction*; each has its switch here.
+
+    Args:
+        layers: where it acts, as fractions of the blocks that run, rising (*reconstruction*).
+        survivors: tokens after the last stage as a multiple of the budget, at most N; the stages before it fall
+            geometrically (*reconstruction*). The rest is decided at the layer that the projector reads.
+        tau: temperature of the semantic term cos/tau (*reconstruction*).
+        sigma: reach of the spatial term in image sides (*reconstruction*).
+        neighbours: anchors that a context may flow into (*reconstruction*).
+        strength: largest share of an anchor that is replaced, 0 to 1 (*reconstruction*).
+        keep_norm: rescale a recovered anchor to its old norm (*reconstruction*).
+        semantic, spatial: use the term in the graph.
+
+    Raises:
+        InputError: a value out of its range.
+    """
+
+    layers: Sequence[float] = (0.6, 0.8)
+    survivors: float = 4.0
+    tau: float = 0.1
+    sigma: float = 0.1
+    neighbours: int = 4
+    strength: float = 0.5
+    keep_norm: bool = True
+    semantic: bool = True
+    spatial: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive = {"tau": self.tau, "sigma": self.sigma, "neighbours": self.neighbours}
+        for name, value in positive.items():
+            if value <= 0:
+                raise InputError(f"{name} must be above 0, got {value}")
+        if not 0 <= self.strength <= 1:
+            raise InputError(f"strength must be between 0 and 1, got {self.strength}")
+        if self.survivors < 1:
+            raise InputError(f"survivors must be at least 1 (times the budget), got {self.survivors}")
+        if any(not 0 < f <= 1 for f in self.layers) or list(self.layers) != sorted(set(self.layers)):
+            raise InputError(f"layers must be rising fractions of the tower in (0, 1], got {list(self.layers)}")
+
+    def schedule(self, depth: int, n: int) -> dict[int, int]:
+        """Geometric fall from n to `survivors * budget`; stages that round to the same block are one."""
+        last = min(n, max(self.budget, round(self.survivors * self.budget)))
+        stages = sorted({max(0, round(f * depth) - 1) for f in self.layers})
+        return {layer: round(n * (last / n) ** ((j + 1) / len(stages))) for j, layer in enumerate(stages)}
+
+    def reduce_at(self, layer: int, tokens: VisualTokens, keep: int) -> VisualTokens:
+        """One stage: (B, n, D) -> (B, keep, D) with the trace of where each context went."""
+        if keep >= tokens.count:
+            return tokens
+        anchors, contexts = partition(tokens.cls_attention.mean(1), keep)
+        x, place = tokens.hidden.float(), centres(tokens.index, tokens.grid)
+        affinity = context_graph(
+            take(x, contexts), take(x, anchors), take(place, contexts), take(place, anchors),
+            self.tau if self.semantic else None, self.sigma if self.spatial else None,
+        )  # fmt: skip
+        weight, slot = strongest(affinity, min(self.neighbours, keep))
+        recovered = recover(take(x, anchors), take(x, contexts), weight, slot, self.strength, self.keep_norm)
+        stay = tokens.gather(anchors).with_hidden(recovered)
+        heaviest = anchors.gather(1, slot.gather(2, weight.argmax(2, keepdim=True))[..., 0])  # (B, C)
+        return replace(stay, trace=record(tokens, contexts, heaviest, layer))
+
+    def score(self, tokens: VisualTokens, question: Question | None) -> Tensor:
+        return tokens.cls_attention.mean(1)
+
+
+def partition(score: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Anchors, the `keep` best, and contexts, the rest: (B, n) -> slots (B, A), (B, C), each ascending."""
+    order = top(score, score.shape[1])
+    return order[:, :keep].sort(1).values, order[:, keep:].sort(1).values
+
+
+def context_graph(
+    contexts: Tensor, anchors: Tensor, context_place: Tensor, anchor_place: Tensor,
+    tau: float | None, sigma: float | None,
+) -> Tensor:  # fmt: skip
+    """Logits of the bipartite graph (*reconstruction*): cos(x_c, x_a)/tau - |p_c - p_a|^2 / (2 sigma^2).
+
+    Args:
+        contexts, anchors: (B, C, D), (B, A, D).
+        context_place, anchor_place: patch centres (B, C, 2), (B, A, 2) in [0, 1].
+        tau, sigma: None leaves the term out.
+
+    Returns:
+        (B, C, A).
+    """
+    logits = contexts.new_zeros(contexts.shape[0], contexts.shape[1], anchors.shape[1])
+    if tau is not None:
+        logits = logits + cosine(contexts, anchors) / tau
+    if sigma is not None:
+        apart = (context_place[:, :, None] - anchor_place[:, None]).square().sum(-1)
+        logits = logits - apart / (2 * sigma**2)
+    return logits
+
+
+def strongest(logits: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """The r best anchors of each context: (B, C, A) -> weights (B, C, r) that sum to 1, anchor slots (B, C, r)."""
+    slot = top(logits, r)
+    return logits.gather(-1, slot).softmax(-1), slot
+
+
+def recover(
+    anchors: Tensor, contexts: Tensor, weight: Tensor, slot: Tensor, strength: float, keep_norm: bool
+) -> Tensor:
+    """Anchors (B, A, D) after taking up their contexts (*reconstruction*).
+
+    M_a = sum_c w_ca;  m_a = sum_c w_ca x_c / M_a;  beta_a = strength * M_a / (1 + M_a);
+    x_a <- (1 - beta_a) x_a + beta_a m_a. An anchor without contexts stays what it is.
+    """
+    b, a, d = anchors.shape
+    flat = slot.flatten(1)  # (B, C * r)
+    mass = anchors.new_zeros(b, a).scatter_add_(1, flat, weight.flatten(1))
+    flow = (weight[..., None] * contexts[:, :, None]).flatten(1, 2)  # (B, C * r, D)
+    total = torch.zeros_like(anchors).scatter_add_(1, flat[..., None].expand(-1, -1, d), flow)
+    mean = total / mass.clamp(min=torch.finfo(mass.dtype).tiny)[..., None]
+    beta = (strength * mass / (1 + mass))[..., None]
+    mixed = (1 - beta) * anchors + beta * mean
+    if keep_norm:
+        mixed = F.normalize(mixed, dim=-1) * anchors.norm(dim=-1, keepdim=True)
+    return torch.where(mass[..., None] > 0, mixed, anchors)
+
+
+def record(tokens: VisualTokens, contexts: Tensor, into: Tensor, layer: int) -> dict[str, Tensor]:
+    """The trace with a stage added: `recovered_into` and `removed_at`, (B, N) each, -1 for patches still there."""
+    gone = tokens.index.gather(1, contexts)  # (B, C) patch numbers
+    empty = tokens.index.new_full((len(gone), tokens.patches), -1)
+    into_patch = tokens.trace.get("recovered_into", empty).scatter(1, gone, tokens.index.gather(1, into))
+    at = tokens.trace.get("removed_at", empty).scatter(1, gone, torch.full_like(gone, layer))
+    return {**tokens.trace, "recovered_into": into_patch, "removed_at": at}

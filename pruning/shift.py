@@ -1,0 +1,313 @@
+"""kappa = D(X_k, X_f): how far the kept tokens' distribution has moved from the full set's. Lower is better.
+
+The paper (arXiv 2606.16633) names the measure and says what it is for; its formula is not public. Every formula
+here is therefore a *reconstruction*: the default is the KL divergence between diagonal Gaussians, the others are the
+candidates that a run records next to it.
+
+    shift(kept, full, "energy")                    one metric
+    known = statistics(full)                       the full set's side, once an image
+    all_shifts(kept, known)                        every metric, sharing what they share
+
+`kept` is (B, K, D) and `full` is (B, N, D) or its `FullStatistics`; every result is (B,). All metrics are free of the
+features' scale. Computed in float32, or in float64 if the features are. Population moments (divided by the count).
+A row with NaN or infinite features, or with no kept token, gives NaN; K = 1 is finite.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pruning.errors import InputError
+
+FLOOR = 1e-4  # least variance, as a fraction of the full set's mean variance; keeps K = 1 finite
+COMPONENTS = 32  # leading principal components of `principal_kl`
+DIRECTIONS = 64  # of `sliced_wasserstein`
+
+
+@dataclass(frozen=True)
+class FullStatistics:
+    """The full set's side of every metric; each part is computed when a metric first asks for it."""
+
+    tokens: Tensor  # (B, N, D) centred on `mean`; rows of an image with non-finite features are zero
+    mean: Tensor  # (B, D)
+    finite: Tensor  # (B,) bool
+
+    @cached_property
+    def variance(self) -> Tensor:
+        """(B, D) floored."""
+        return self.floored(self.tokens.square().mean(1))
+
+    @cached_property
+    def trace(self) -> Tensor:
+        """(B,) total variance, at least a tiny number."""
+        return self.tokens.square().mean(1).sum(1).clamp(min=torch.finfo(self.tokens.dtype).tiny)
+
+    @cached_property
+    def root(self) -> Tensor:
+        """(B, D, q) principal axes scaled by their standard deviation, largest last; root root^T is the covariance."""
+        x = self.tokens / self.tokens.shape[1] ** 0.5
+        if x.shape[1] < x.shape[2]:  # the smaller side; axes x^T u, already of the right length
+            return x.mT @ torch.linalg.eigh(x @ x.mT).eigenvectors
+        values, axes = torch.linalg.eigh(x.mT @ x)
+        return axes * values.clamp(min=0).sqrt()[:, None]
+
+    @cached_property
+    def spectrum(self) -> Tensor:
+        """(B, q) variances along `root`."""
+        return self.root.square().sum(1)
+
+    @cached_property
+    def axes(self) -> tuple[Tensor, Tensor]:
+        """Leading unit axes (B, D, c) and their variances (B, c), floored."""
+        values, scaled = self.spectrum[:, -COMPONENTS:], self.root[:, :, -COMPONENTS:]
+        unit = scaled / values.sqrt().clamp(min=torch.finfo(scaled.dtype).tiny)[:, None]
+        return unit, self.floored(values)
+
+    @cached_property
+    def directions(self) -> Tensor:
+        """(D, 64) random unit vectors, the same for every image and run."""
+        dim, generator = self.tokens.shape[2], torch.Generator().manual_seed(0)
+        drawn = torch.randn(dim, DIRECTIONS, generator=generator, dtype=torch.float64)
+        return (drawn / drawn.norm(dim=0)).to(self.tokens)
+
+    @cached_property
+    def sliced(self) -> Tensor:
+        """(B, N, 64) projections on `directions`, sorted."""
+        return (self.tokens @ self.directions).sort(1).values
+
+    @cached_property
+    def squared_distances(self) -> Tensor:
+        """(B, N, N)."""
+        return squared_distances(self.tokens, self.tokens)
+
+    @cached_property
+    def spread(self) -> Tensor:
+        """(B,) mean distance of two tokens of the full set (V-statistic)."""
+        return self.squared_distances.sqrt().mean((1, 2)).clamp(min=torch.finfo(self.tokens.dtype).tiny)
+
+    @cached_property
+    def bandwidth(self) -> Tensor:
+        """(B, 1, 1) twice the squared median distance between two different tokens."""
+        n = self.tokens.shape[1]
+        row, column = torch.triu_indices(n, n, 1, device=self.tokens.device) if n > 1 else torch.zeros(2, 1).long()
+        median = self.squared_distances[:, row, column].median(1).values
+        return (2 * median).clamp(min=torch.finfo(median.dtype).tiny)[:, None, None]
+
+    @cached_property
+    def kernel(self) -> Tensor:
+        """(B,) mean RBF kernel of two tokens of the full set (V-statistic)."""
+        return (-self.squared_distances / self.bandwidth).exp().mean((1, 2))
+
+    def floored(self, variance: Tensor) -> Tensor:
+        """Variances (B, d) raised to at least `FLOOR` times the full set's mean variance over its D dimensions."""
+        return torch.maximum(variance, (FLOOR * self.trace / self.tokens.shape[2])[:, None])
+
+
+def statistics(full: Tensor) -> FullStatistics:
+    """The full set (B, N, D), centred; its costly parts are computed once, when first asked for."""
+    x = full if full.dtype == torch.float64 else full.float()
+    finite = x.isfinite().all(dim=2).all(dim=1)
+    x = torch.where(finite[:, None, None], x, 0.0)
+    mean = x.mean(1)
+    return FullStatistics(x - mean[:, None], mean, finite)
+
+
+class Pair:
+    """A kept set (B, K, D) seen from its full set: what several metrics share."""
+
+    def __init__(self, kept: Tensor, full: FullStatistics) -> None:
+        x = kept.to(full.tokens.dtype)
+        self.finite = x.isfinite().all(dim=2).all(dim=1) & full.finite
+        self.full = full
+        self.tokens = torch.where(self.finite[:, None, None], x - full.mean[:, None], 0.0)  # full mean at the origin
+        self.mean = self.tokens.mean(1)  # (B, D)
+        self.centred = self.tokens - self.mean[:, None]  # (B, K, D)
+
+    @cached_property
+    def raw_variance(self) -> Tensor:
+        """(B, D)."""
+        return self.centred.square().mean(1)
+
+    @cached_property
+    def variance(self) -> Tensor:
+        """(B, D) floored."""
+        return self.full.floored(self.raw_variance)
+
+    @cached_property
+    def distances(self) -> Tensor:
+        """(B, K, N) squared, kept to full."""
+        return squared_distances(self.tokens, self.full.tokens)
+
+    @cached_property
+    def inner(self) -> Tensor:
+        """(B, K, K) squared, kept to kept."""
+        return squared_distances(self.tokens, self.tokens)
+
+
+def gaussian_kl(pair: Pair) -> Tensor:
+    """kappa: KL(kept || full) of diagonal Gaussians, mean over dimensions.
+
+    1/2 mean_d [ v_k/v_f + (m_k - m_f)^2 / v_f - 1 - ln(v_k/v_f) ]. Rises again when the kept set is over-dispersed.
+    """
+    return diagonal_kl(pair.mean, pair.variance, pair.full.variance)
+
+
+def reversed_kl(pair: Pair) -> Tensor:
+    """KL(full || kept) of diagonal Gaussians, mean over dimensions."""
+    return diagonal_kl(pair.mean, pair.full.variance, pair.variance)
+
+
+def jeffreys(pair: Pair) -> Tensor:
+    """The sum of both KL directions."""
+    return gaussian_kl(pair) + reversed_kl(pair)
+
+
+def principal_kl(pair: Pair) -> Tensor:
+    """`gaussian_kl` along the full set's 32 leading principal components, where its covariance is diagonal."""
+    axes, values = pair.full.axes
+    along = pair.tokens @ axes  # (B, K, c)
+    return diagonal_kl(along.mean(1), pair.full.floored(along.var(1, unbiased=False)), values)
+
+
+def moments(pair: Pair) -> Tensor:
+    """|m_k - m_f|^2 / tr S_f + |ln(tr S_k / tr S_f)|, tr S_k floored."""
+    ratio = (pair.raw_variance.sum(1) / pair.full.trace).clamp(min=FLOOR)
+    return pair.mean.square().sum(1) / pair.full.trace + ratio.log().abs()
+
+
+def frechet(pair: Pair) -> Tensor:
+    """Squared 2-Wasserstein distance of Gaussians with full covariances, over tr S_f.
+
+    |m_k - m_f|^2 + tr S_k + tr S_f - 2 tr (S_f^1/2 S_k S_f^1/2)^1/2. The last trace is the nuclear norm of
+    X_k S_f^1/2 / sqrt(K), so no D x D matrix root is needed.
+    """
+    mixed = pair.centred @ pair.full.root / pair.centred.shape[1] ** 0.5  # (B, K, q)
+    overlap = torch.linalg.svdvals(mixed).sum(1)
+    apart = pair.mean.square().sum(1) + pair.raw_variance.sum(1) + pair.full.trace - 2 * overlap
+    return (apart / pair.full.trace).clamp(min=0)
+
+
+def sliced_wasserstein(pair: Pair) -> Tensor:
+    """Root mean square over 64 fixed random directions of the exact one-dimensional W2, over the mean deviation."""
+    kept, full = (pair.tokens @ pair.full.directions).sort(1).values, pair.full.sliced
+    k, n = kept.shape[1], full.shape[1]
+    # both quantile functions are steps; between two neighbours of all multiples of 1/k and 1/n both are constant
+    cuts = torch.cat([torch.arange(k, device=kept.device) * n, torch.arange(n + 1, device=kept.device) * k]).unique()
+    start, length = cuts[:-1], cuts.diff().to(kept.dtype) / (k * n)
+    squared = (kept[:, start // n] - full[:, start // k]).square()  # (B, cuts, 64)
+    mean = torch.einsum("bcp,c->b", squared, length) / DIRECTIONS
+    return (mean * pair.full.tokens.shape[2] / pair.full.trace).sqrt()
+
+
+def mmd(pair: Pair) -> Tensor:
+    """Squared maximum mean discrepancy (V-statistic), exp(-d^2 / (2 s^2)) with s the full set's median distance."""
+    cross = (-pair.distances / pair.full.bandwidth).exp().mean((1, 2))
+    inner = (-pair.inner / pair.full.bandwidth).exp().mean((1, 2))
+    return (inner + pair.full.kernel - 2 * cross).clamp(min=0)
+
+
+def energy(pair: Pair) -> Tensor:
+    """Energy distance 2 E|x-y| - E|x-x'| - E|y-y'| (V-statistic), over E|y-y'| of the full set."""
+    apart = 2 * pair.distances.sqrt().mean((1, 2)) - pair.inner.sqrt().mean((1, 2)) - pair.full.spread
+    return (apart / pair.full.spread).clamp(min=0)
+
+
+def effective_rank(pair: Pair) -> Tensor:
+    """|ln(erank_k / erank_f)|, erank = exp of the entropy of the covariance's normalised eigenvalues (1 if constant)."""
+    x = pair.centred
+    gram = x @ x.mT if x.shape[1] <= x.shape[2] else x.mT @ x
+    return (spectral_entropy(torch.linalg.eigvalsh(gram)) - spectral_entropy(pair.full.spectrum)).abs()
+
+
+def coverage(pair: Pair) -> Tensor:
+    """Mean distance of each full token to its nearest kept one, over the full set's root mean square radius."""
+    return pair.distances.amin(1).sqrt().mean(1) / pair.full.trace.sqrt()
+
+
+MEASURES: tuple[Callable[[Pair], Tensor], ...] = (
+    gaussian_kl, reversed_kl, jeffreys, principal_kl, moments, frechet, sliced_wasserstein, mmd, energy,
+    effective_rank, coverage,
+)  # fmt: skip
+
+
+def compare(measure: Callable[[Pair], Tensor], pair: Pair) -> Tensor:
+    """(B,) the measure, NaN where the features are not finite or nothing was kept."""
+    if pair.tokens.shape[1] == 0:
+        return torch.full_like(pair.full.trace, torch.nan)
+    return torch.where(pair.finite, measure(pair), torch.nan)
+
+
+def _public(measure: Callable[[Pair], Tensor]) -> Callable[[Tensor, Tensor | FullStatistics], Tensor]:
+    return lambda kept, full: compare(measure, pair_of(kept, full))
+
+
+METRICS = {measure.__name__: _public(measure) for measure in MEASURES}  # name -> (kept, full) -> (B,)
+
+
+def shift(kept: Tensor, full: Tensor | FullStatistics, metric: str = "gaussian_kl") -> Tensor:
+    """One metric of kept (B, K, D) against full (B, N, D) -> (B,).
+
+    Raises:
+        InputError: unknown metric; the nearest names are given.
+    """
+    return METRICS[known(metric)](kept, full)
+
+
+def all_shifts(kept: Tensor, full: Tensor | FullStatistics) -> dict[str, Tensor]:
+    """Every metric of kept (B, K, D) against full (B, N, D) -> name: (B,)."""
+    pair = pair_of(kept, full)
+    return {measure.__name__: compare(measure, pair) for measure in MEASURES}
+
+
+def known(metric: str) -> str:
+    """The metric's name, if there is such a metric.
+
+    Raises:
+        InputError: unknown metric; the nearest names are given.
+    """
+    if metric not in METRICS:
+        near = difflib.get_close_matches(metric, METRICS, 3, 0.4)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise InputError(f"unknown shift metric '{metric}'; {hint}known: {', '.join(METRICS)}")
+    return metric
+
+
+def output_kl(pruned: Tensor, full: Tensor) -> Tensor:
+    """KL(full || pruned) in nats of two next-token distributions: logits (B, V), (B, V) -> (B,).
+
+    The unpruned model is the reference, as when a compressed model is compared with its original: the log-loss that
+    the pruned answer pays above the least possible. The yardstick for the feature metrics, which need no model call.
+    """
+    p, q = full.float().log_softmax(-1), pruned.float().log_softmax(-1)
+    return torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1).clamp(min=0)
+
+
+def pair_of(kept: Tensor, full: Tensor | FullStatistics) -> Pair:
+    """The two sets prepared for any measure."""
+    return Pair(kept, full if isinstance(full, FullStatistics) else statistics(full))
+
+
+def diagonal_kl(apart: Tensor, variance: Tensor, reference: Tensor) -> Tensor:
+    """KL(p || q) of diagonal Gaussians, mean over d: difference of means, variances of p and of q, each (B, d)."""
+    ratio = variance / reference
+    return (ratio + apart.square() / reference - 1 - ratio.log()).mean(1) / 2
+
+
+def spectral_entropy(values: Tensor) -> Tensor:
+    """Entropy in nats of eigenvalues (B, q) as a distribution; 0 where they are all zero."""
+    values = values.clamp(min=0)
+    share = values / values.sum(1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
+    return torch.special.entr(share).sum(1)
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """(B, n, D), (B, m, D) -> (B, n, m); what is below the rounding of its terms is zero, as for equal tokens."""
+    norms = a.square().sum(2)[:, :, None] + b.square().sum(2)[:, None]
+    squared = torch.baddbmm(norms, a, b.mT, alpha=-2)
+    return torch.where(squared > 16 * torch.finfo(a.dtype).eps * norms, squared, 0.0)

@@ -1,0 +1,166 @@
+"""TATCS, Text-Aware Token Cluster Selection: one token a cluster where a plain ranking would shift too much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pruning.base import Pruner
+from pruning.errors import InputError
+from pruning.ops import cosine, standardise, top
+from pruning.shift import shift
+from pruning.tokens import Question, VisualTokens
+
+TRIGGERS = ("always", "never", "kappa")
+TEXTS = ("embeddings", "clip", "none")
+
+
+@dataclass
+class Tatcs(Pruner):
+    """Clusters the last layer's tokens by content and by what the question asks, and keeps one token a cluster.
+
+    Source: DCP-Prune, arXiv 2606.16633, overview figure: only where severe shift is detected; greedy
+    representatives, text-aware semantic similarity, cluster reselection. Every formula and number is a
+    *reconstruction*; each has its switch here.
+
+    Args:
+        trigger: `kappa` clusters where the plain top-K shifts by more than `threshold`; `always`, `never`.
+        threshold: kappa above which the shift is severe (*reconstruction*).
+        text: `embeddings` compares projected tokens with the question's words, `clip` uses CLIP's text tower where
+            its weights are given, `none` leaves the text out (*reconstruction*).
+        beta: weight of the text profile in the similarity (*reconstruction*).
+        saliency: exponent of the CLS attention in a token's weight (*reconstruction*).
+        gamma: strength of the text relevance in a token's weight (*reconstruction*).
+        iterations: most rounds of assignment and reselection; 0 keeps the greedy representatives.
+
+    Raises:
+        InputError: a value out of its range.
+    """
+
+    trigger: str = "kappa"
+    threshold: float = 0.3
+    text: str = "embeddings"
+    beta: float = 0.5
+    saliency: float = 0.5
+    gamma: float = 1.0
+    iterations: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value, known in (("trigger", self.trigger, TRIGGERS), ("text", self.text, TEXTS)):
+            if value not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        for name in ("beta", "saliency", "gamma", "iterations"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
+        self.reads_question = self.text != "none" and self.trigger != "never"  # type: ignore[misc]
+
+    def reduce(self, tokens: VisualTokens, question: Question | None) -> VisualTokens:
+        """The plain top-K where its shift is mild, else the clusters' representatives: (B, n, D) -> (B, K, D)."""
+        keep = self.keeps(tokens.patches)
+        saliency = tokens.cls_attention.mean(1)  # (B, n)
+        plain = top(saliency, keep)
+        kappa = shift(tokens.gather(plain).hidden, tokens.hidden)  # (B,)
+        severe = {"always": torch.ones_like(kappa) > 0, "never": kappa < -1, "kappa": kappa > self.threshold}[
+            self.trigger
+        ]
+        trace = {**tokens.trace, "kappa_topk": kappa, "triggered": severe}
+        if not severe.any():
+            return replace(tokens.gather(plain), trace=trace)
+        words, mask = self.words(tokens, question)
+        similar, relevance = text_aware(tokens.hidden, *text_profile(words, mask), self.beta)
+        weight = saliency.clamp(min=0) ** self.saliency * (self.gamma * relevance).exp()
+        chosen, owner = cluster(similar, weight, keep, self.iterations)
+        mine = tokens.index.gather(1, chosen.gather(1, owner))  # (B, n) each survivor's representative patch
+        mine = torch.where(severe[:, None], mine, -1)
+        trace["cluster"] = mine.new_full((len(mine), tokens.patches), -1).scatter(1, tokens.index, mine)
+        return replace(tokens.gather(torch.where(severe[:, None], chosen, plain)), trace=trace)
+
+    def words(self, tokens: VisualTokens, question: Question | None) -> tuple[Tensor, Tensor]:
+        """Cosine of each token with each word (B, n, T), and which words count (B, T)."""
+        if question is None or self.text == "none":
+            return tokens.hidden.new_zeros(*tokens.hidden.shape[:2], 1).float(), tokens.index[:, :1] < -1
+        if self.text == "clip":
+            assert question.clip is not None
+            every = torch.ones(question.clip.shape[:2], dtype=torch.bool, device=question.clip.device)
+            return cosine(tokens.read("clip"), question.clip), every
+        return cosine(tokens.projected, question.embeddings), question.content
+
+
+def text_profile(words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """What the question's words make of each token (*reconstruction*).
+
+    Args:
+        words: cosines (B, n, T).
+        mask: words that count (B, T); a row without any gives zeros, so that the text plays no part there.
+
+    Returns:
+        The centred profile u (B, n, T), and the relevance max_t u, standardised over the tokens, (B, n).
+    """
+    profile = (words - words.mean(1, keepdim=True)) * mask[:, None]
+    best = profile.masked_fill(~mask[:, None], -torch.inf).amax(2)
+    relevance = torch.where(mask.any(1, keepdim=True), best, 0.0)
+    return profile, standardise(relevance)
+
+
+def text_aware(hidden: Tensor, profile: Tensor, relevance: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """S_ij = (cos(x_i, x_j) + beta cos(u_i, u_j)) / (1 + beta) (*reconstruction*), (B, n, n), and the relevance.
+
+    Rows whose profile is empty use the content alone.
+    """
+    told = (profile != 0).any(2).any(1)  # (B,)
+    share = torch.where(told, beta, 0.0)[:, None, None]
+    return (cosine(hidden, hidden) + share * cosine(profile, profile)) / (1 + share), relevance
+
+
+def cluster(similar: Tensor, weight: Tensor, k: int, iterations: int) -> tuple[Tensor, Tensor]:
+    """Representatives (B, K) and the cluster of each token (B, n), numbered by representative.
+
+    Assignment and reselection alternate until no representative changes, at most `iterations` times. Images that
+    are stable stay so while others go on, hence the result of an image does not depend on its batch.
+    """
+    chosen = representatives(similar, weight, k)
+    owner = assign(similar, chosen)
+    for _ in range(iterations):
+        again = reselect(similar, weight, owner, k)
+        if torch.equal(again, chosen):
+            break
+        chosen = again
+        owner = assign(similar, chosen)
+    return chosen, owner
+
+
+def representatives(similar: Tensor, weight: Tensor, k: int) -> Tensor:
+    """Greedy maximisation of the weighted facility-location coverage (*reconstruction*): (B, n, n) -> (B, K).
+
+    K times the token i with the largest gain sum_j w_j max(0, S_ij - cover_j), cover_j the best similarity of j to a
+    chosen token, 0 at first; ties go to the lowest slot.
+    """
+    cover = torch.zeros_like(weight)
+    taken = torch.zeros_like(weight, dtype=torch.bool)
+    picks = []
+    for _ in range(k):
+        gain = (F.relu(similar - cover[:, None]) @ weight[..., None])[..., 0]  # (B, n)
+        pick = gain.masked_fill(taken, -torch.inf).argmax(1, keepdim=True)
+        picks.append(pick)
+        taken = taken.scatter(1, pick, True)
+        cover = torch.maximum(cover, similar.gather(1, pick[..., None].expand(-1, -1, similar.shape[2]))[:, 0])
+    return torch.cat(picks, 1)
+
+
+def assign(similar: Tensor, chosen: Tensor) -> Tensor:
+    """Each token to its most similar representative, a representative to itself: (B, n, n), (B, K) -> (B, n)."""
+    to = similar.gather(2, chosen[:, None].expand(-1, similar.shape[1], -1))  # (B, n, K)
+    own = torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)
+    return to.argmax(2).scatter(1, chosen, own)
+
+
+def reselect(similar: Tensor, weight: Tensor, owner: Tensor, k: int) -> Tensor:
+    """In each cluster the token with the largest w_i * mean_{j in cluster} S_ij (*reconstruction*): -> (B, K)."""
+    member = F.one_hot(owner, k).to(similar.dtype)  # (B, n, K)
+    mean = (similar @ member) / member.sum(1, keepdim=True).clamp(min=1)  # (B, n, K)
+    value = (weight[..., None] * mean).masked_fill(member == 0, -torch.inf)
+    return value.argmax(1)
