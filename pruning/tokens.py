@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Axis that runs over the tokens in each lazily read feature; None: one value an image, not a token.
@@ -133,6 +134,25 @@ class VisualTokens:
         out = replace(self, hidden=hidden.to(self.hidden.dtype), features=kept)
         out._cache.update({name: x for name, x in self._cache.items() if name in kept})
         return out
+
+    def with_cls(self) -> VisualTokens:
+        """The same tokens behind the CLS token, which has no patch: (B, n, D) -> (B, 1 + n, D), index -1 in front.
+
+        Features and carried state belong to patches and are dropped.
+
+        Raises:
+            KeyError: this place of the tower does not offer the CLS token.
+        """
+        if self.cls is None:
+            raise KeyError("no CLS token at this place of the tower")
+        return replace(
+            self,
+            hidden=torch.cat([self.cls[:, None].to(self.hidden.dtype), self.hidden], 1),
+            index=F.pad(self.index, (1, 0), value=-1),
+            size=None if self.size is None else F.pad(self.size, (1, 0), value=1.0),
+            features={},
+            carried={},
+        )
 
     def raster(self) -> VisualTokens:
         """The same tokens sorted by patch number; tokens without a patch (-1) come first."""
