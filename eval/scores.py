@@ -80,7 +80,7 @@ def tally(score: np.ndarray, image: np.ndarray, task: np.ndarray, pair: np.ndarr
 
 
 def tally_frame(*tables: pd.DataFrame) -> np.ndarray:
-    """`tally` (I, P, T, 4) of P tables with the same questions (columns task, image_id, score, maybe pair_id, doc_id).
+    """`tally` (I, P, T, 4) of P tables with the same questions: columns task, image_id, score, maybe pair_id, doc_id.
 
     Rows are matched by task and `doc_id`, or by position where there is no `doc_id`; images and tasks are numbered
     in sorted order.

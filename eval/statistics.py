@@ -1,7 +1,7 @@
 """Uncertainty of scores and of differences between methods.
 
-Questions on one image are not independent, so the unit that is drawn is the image (cluster bootstrap); tasks that share
-images are drawn together, tasks on images of their own are drawn apart, so that each keeps its number of images.
+Questions on one image are not independent, so the unit that is drawn is the image (cluster bootstrap). Tasks that
+share images are drawn together, tasks on images of their own are drawn apart, so that each keeps its image count.
 Every draw applies to all points of a sweep at once: that is what makes all comparisons paired.
 """
 
