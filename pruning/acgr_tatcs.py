@@ -1,4 +1,4 @@
-"""DCP-Prune: ACGR inside the tower, then TATCS at the layer that the projector reads."""
+"""DCP-Prune: ACGR inside the vision tower, TATCS at its end (arXiv 2606.16633)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pruning.tatcs import Tatcs
 
 @dataclass
 class AcgrTatcs(Tatcs, Acgr):
-    """DCP-Prune (arXiv 2606.16633): ACGR's `schedule` and `reduce_at`, TATCS's `reduce`.
+    """Both stages: `Acgr` owns the tower (schedule, reduce_at), `Tatcs` the last step (reduce).
 
-    Both stages are *reconstructions* from the paper's abstract and overview figure; see `Acgr` and `Tatcs` for the
-    hyper-parameters. `acgr` and `tatcs` alone are its ablations.
+    The order of the stages is the paper's; the formulas of both are a *reconstruction* (see their files).
     """

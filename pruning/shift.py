@@ -50,7 +50,7 @@ class FullStatistics:
 
     @cached_property
     def root(self) -> Tensor:
-        """(B, D, q) principal axes scaled by their standard deviation, largest last; root root^T is the covariance."""
+        """(B, D, q) principal axes times their standard deviation, largest last; root root^T is the covariance."""
         x = self.tokens / self.tokens.shape[1] ** 0.5
         if x.shape[1] < x.shape[2]:  # the smaller side; axes x^T u, already of the right length
             return x.mT @ torch.linalg.eigh(x @ x.mT).eigenvectors
@@ -219,7 +219,7 @@ def energy(pair: Pair) -> Tensor:
 
 
 def effective_rank(pair: Pair) -> Tensor:
-    """|ln(erank_k / erank_f)|, erank = exp of the entropy of the covariance's normalised eigenvalues (1 if constant)."""
+    """|ln(erank_k / erank_f)|, erank = exp of the entropy of the covariance's eigenvalues as shares."""
     x = pair.centred
     gram = x @ x.mT if x.shape[1] <= x.shape[2] else x.mT @ x
     return (spectral_entropy(torch.linalg.eigvalsh(gram)) - spectral_entropy(pair.full.spectrum)).abs()
