@@ -1,0 +1,58 @@
+"""What a run has answered so far, kept on disk batch by batch, so that a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Lines of JSON: a header that names the configuration, then one line a batch, each flushed to the disk.
+
+    A journal of another configuration, and an incomplete last line, are dropped.
+    """
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self.path = path
+        self.batches: dict[str, list[dict[str, Any]]] = {}  # batch name -> its rows
+        good = self._read(fingerprint)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if good:
+            os.truncate(path, good)
+        self._file = path.open("ab" if good else "wb")
+        if not good:
+            self._line({"fingerprint": fingerprint})
+
+    def _read(self, fingerprint: str) -> int:
+        """Loads the batches; returns how many bytes are whole."""
+        if not self.path.is_file():
+            return 0
+        whole = 0
+        for number, raw in enumerate(self.path.read_bytes().splitlines(keepends=True)):
+            try:
+                line = json.loads(raw) if raw.endswith(b"\n") else None
+            except ValueError:
+                line = None
+            if line is None or (number == 0 and line.get("fingerprint") != fingerprint):
+                break
+            if number:
+                self.batches[line["batch"]] = line["rows"]
+            whole += len(raw)
+        return whole
+
+    def add(self, batch: str, rows: list[dict[str, Any]]) -> None:
+        """Keeps a finished batch."""
+        self.batches[batch] = rows
+        self._line({"batch": batch, "rows": rows})
+
+    def _line(self, value: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(value).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file; the journal can be opened again."""
+        self._file.close()

@@ -1,0 +1,223 @@
+"""Our LLaVA as a model of lmms-eval: requests grouped by image, answered in batches of images, journalled."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from lmms_eval.api.instance import GenerationResult, Instance
+from lmms_eval.api.model import lmms
+from PIL import Image
+from tqdm import tqdm
+
+from eval.journal import Journal
+from eval.task_set import decode
+from models.llava import Answer, Llava
+from pruning.base import Pruner
+from pruning.errors import InputError
+from pruning.shift import output_kl
+
+Key = tuple[str, int, int]  # task, document, number of the choice
+Row = dict[str, Any]  # the answer to one request, as the journal keeps it
+DEFAULT_NEW_TOKENS = 128  # tasks that name none (textvqa_val); LLaVA's own evaluation script uses the same
+
+
+@dataclass
+class Group:
+    """The requests on one image that are answered alike."""
+
+    requests: list[Instance]
+    options: tuple[int, tuple[str, ...]]  # new tokens at most, stop strings
+
+
+class PrunedLlava(lmms):
+    """lmms-eval's view of a `Llava` under one pruning method.
+
+    Args:
+        batch_size: images a batch.
+        baseline: first answer-token logits of the unpruned model by request, for `output_kl`.
+        keep_logits: keep the first logits in the rows (the unpruned run, so that others can compare).
+        pictured: how many images, from the first on, keep the trace of what the method did.
+        screen: where the progress bar goes.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        llava: Llava,
+        pruner: Pruner,
+        batch_size: int,
+        journal: Journal,
+        name: str,
+        baseline: Callable[[Key], torch.Tensor | None] = lambda key: None,
+        keep_logits: bool = False,
+        pictured: int = 0,
+        screen: TextIO | None = None,
+    ) -> None:
+        super().__init__()
+        self.llava, self.pruner, self.batch_size, self.journal, self.name = llava, pruner, batch_size, journal, name
+        self.baseline, self.keep_logits, self.pictured, self.screen = baseline, keep_logits, pictured, screen
+        self.rows: dict[Key, Row] = {}
+        self.pictured_requests: list[list[Instance]] = []  # by image
+
+    def __repr__(self) -> str:
+        return f"PrunedLlava({self.name}, {self.pruner})"  # stable: lmms-eval's response cache uses it as a key
+
+    def clean(self) -> None:
+        """lmms-eval would delete the model here; the next point of a sweep needs it."""
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answers in the order of the requests; "" where there is none (`rows` says why)."""
+        self._run(requests, self._answer)
+        return [GenerationResult(self.rows[key(r)]["text"]) for r in requests]
+
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
+        """(mean negative log-likelihood, greedy or not) of each continuation.
+
+        Wrapped because lmms-eval 0.7.3 turns a bare tuple into a string.
+        """
+        self._run(requests, self._score)
+        return [GenerationResult(text=(self.rows[key(r)]["loss"], self.rows[key(r)]["greedy"])) for r in requests]
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        raise NotImplementedError("tasks with several rounds are not supported")
+
+    # --- batches ----------------------------------------------------------------------------------------
+    def _run(self, requests: list[Instance], work: Callable[[list[Group], list[Image.Image]], list[Row]]) -> None:
+        groups = self._groups(requests)
+        self.pictured_requests += [g.requests for g in groups[: self.pictured]]
+        with tqdm(total=len(requests), desc=self.name, unit="question", file=self.screen, leave=False) as bar:
+            for batch in self._batches(groups):
+                asked = [r for group in batch for r in group.requests]
+                name = hashlib.blake2b(json.dumps([key(r) for r in asked]).encode(), digest_size=8).hexdigest()
+                if name not in self.journal.batches:
+                    self.journal.add(name, self._safely(batch, work))
+                self.rows |= {key(r): row for r, row in zip(asked, self.journal.batches[name])}
+                bar.update(len(asked))
+
+    def _groups(self, requests: list[Instance]) -> list[Group]:
+        """Requests by image, in order of first appearance; images are told apart by the documents' `image_id`."""
+        ids: dict[tuple[str, str], list[Any] | None] = {}
+        groups: dict[Any, Group] = {}
+        for request in requests:
+            doc_id, task, split = request.args[-3:]
+            if (task, split) not in ids:
+                docs = self.task_dict[task][split]
+                known = "image_id" in getattr(docs, "column_names", ())
+                ids[task, split] = list(docs["image_id"]) if known else None
+            named = ids[task, split]
+            image = ("", named[doc_id]) if named is not None else (task, doc_id)
+            options = stop_rule(request)
+            groups.setdefault((image, options), Group([], options)).requests.append(request)
+        return list(groups.values())
+
+    def _batches(self, groups: list[Group]) -> Iterator[list[Group]]:
+        """`batch_size` images at a time; all questions of a batch stop alike."""
+        for options in dict.fromkeys(group.options for group in groups):
+            alike = [group for group in groups if group.options == options]
+            for start in range(0, len(alike), self.batch_size):
+                yield alike[start : start + self.batch_size]
+
+    def _safely(self, batch: list[Group], work: Callable[[list[Group], list[Image.Image]], list[Row]]) -> list[Row]:
+        """Rows of a batch; images that cannot be read get failed rows, a batch too big for the GPU is halved."""
+        images: list[Image.Image | str] = []
+        for group in batch:
+            try:
+                images.append(decode(visuals(group.requests[0], self.task_dict)))
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                images.append(f"image: {error}")
+        good = [(g, i) for g, i in zip(batch, images) if not isinstance(i, str)]
+        rows = iter(self._halving([g for g, _ in good], [i for _, i in good], work))
+        return [
+            failed_row(image) if isinstance(image, str) else next(rows)
+            for group, image in zip(batch, images)
+            for _ in group.requests
+        ]
+
+    def _halving(self, batch: list[Group], images: list[Any], work: Callable[..., list[Row]]) -> list[Row]:
+        if not batch:
+            return []
+        try:
+            return work(batch, images)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise InputError("out of memory with one image; use a GPU with more memory or dtype=bfloat16") from None
+            torch.cuda.empty_cache()
+            half = len(batch) // 2
+            return self._halving(batch[:half], images[:half], work) + self._halving(batch[half:], images[half:], work)
+
+    # --- work -------------------------------------------------------------------------------------------
+    def _answer(self, batch: list[Group], images: list[Image.Image]) -> list[Row]:
+        new_tokens, stops = batch[0].options
+        questions = [[r.args[0] for r in group.requests] for group in batch]
+        answers = self.llava.answer(images, questions, self.pruner, new_tokens)
+        asked = [r for group in batch for r in group.requests]
+        traced = {key(r) for requests in self.pictured_requests for r in requests}
+        flat = [answer for row in answers for answer in row]
+        return [self._row(answer, key(r), stops, key(r) in traced) for answer, r in zip(flat, asked)]
+
+    def _row(self, answer: Answer, request: Key, stops: tuple[str, ...], traced: bool) -> Row:
+        text = answer.text
+        for stop in stops:
+            text = text.split(stop)[0]
+        row: Row = {
+            "text": text.strip(),
+            "failed": answer.failed,
+            "visual_tokens": answer.visual_tokens,
+            "index": answer.index,
+            "shifts": answer.shifts,
+            "output_kl": None,
+        }
+        full = self.baseline(request)
+        if full is not None and answer.failed is None:
+            row["output_kl"] = float(output_kl(answer.first_logits[None], full[None]))
+        if self.keep_logits:
+            row["logits"] = base64.b64encode(answer.first_logits.numpy().astype(np.float16).tobytes()).decode()
+        return row | ({"trace": answer.trace} if traced else {})
+
+    def _score(self, batch: list[Group], images: list[Image.Image]) -> list[Row]:
+        questions = [[r.args[0] for r in group.requests] for group in batch]
+        said = [[self._continuation(r) for r in group.requests] for group in batch]
+        losses = [pair for row in self.llava.score(images, questions, said, self.pruner) for pair in row]
+        count = self.pruner.keeps(self.llava.visual_tokens)
+        return [failed_row(None) | {"loss": a, "greedy": b, "visual_tokens": count} for a, b in losses]
+
+    def _continuation(self, request: Instance) -> str:
+        given, doc_id, task, split = request.args[1], *request.args[-3:]
+        return given(self.task_dict[task][split][doc_id]) if callable(given) else given
+
+
+def key(request: Instance) -> Key:
+    """What names a request across runs."""
+    return request.task_name, int(request.doc_id), int(request.idx)
+
+
+def stop_rule(request: Instance) -> tuple[int, tuple[str, ...]]:
+    """(new tokens at most, stop strings) of a request; none for a continuation to score."""
+    options = request.args[1]
+    if not isinstance(options, dict):
+        return 0, ()
+    until = options.get("until") or []
+    until = (until,) if isinstance(until, str) else tuple(until)
+    return int(options.get("max_new_tokens") or DEFAULT_NEW_TOKENS), tuple(stop for stop in until if stop)
+
+
+def visuals(request: Instance, task_dict: dict[str, Any]) -> list[Any]:
+    """The images of a request, as its task gives them."""
+    doc_to_visual = request.args[2]
+    doc_id, task, split = request.args[-3:]
+    found = doc_to_visual(task_dict[task][split][doc_id])
+    return list(found) if isinstance(found, list | tuple) else [found]
+
+
+def failed_row(reason: str | None) -> Row:
+    """A row without an answer."""
+    row: Row = {"text": "", "failed": reason, "visual_tokens": None, "index": [], "shifts": {}, "output_kl": None}
+    return row | {"loss": float("inf"), "greedy": False}

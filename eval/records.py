@@ -1,0 +1,156 @@
+"""The record of a point on disk: whole or not at all, skipped when it is there, refused when it is another's."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.settings import Plan, public
+from pruning.errors import InputError
+
+METRICS, SAMPLES, CONFIG, LOGITS = "metrics.json", "samples.parquet", "config.yaml", "first_logits.npy"
+
+
+class Record:
+    """The folder of one point.
+
+    While the point runs, `.<budget>.partial/` beside it holds the lock and the journal. The finished record is
+    written to `.<budget>.new/` and renamed.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.folder = plan, plan.folder
+        self.partial = self.folder.parent / f".{self.folder.name}.partial"
+        self.journal = self.partial / "journal.jsonl"
+
+    def read(self) -> dict[str, Any] | None:
+        """metrics.json, or None where there is no record.
+
+        Raises:
+            InputError: the folder is there and is not a record.
+        """
+        if not self.folder.exists():
+            return None
+        try:
+            return json.loads((self.folder / METRICS).read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"'{self.folder}' is not a record of a run; move it away or choose another out=") from error
+
+    def finished(self) -> bool:
+        """Whether the very same point is recorded as finished.
+
+        Raises:
+            InputError: the folder holds the finished record of another configuration.
+        """
+        metrics = self.read()
+        if metrics is None or metrics.get("status") != "finished":
+            return False
+        other = yaml.safe_load((self.folder / CONFIG).read_text())
+        different = differences(other["identity"], self.plan.identity)
+        if different:
+            raise InputError(
+                f"'{self.folder}' holds a run of another config ({'; '.join(different)}); "
+                "choose another out= or repeat it with force=true"
+            )
+        return True
+
+    @contextmanager
+    def lock(self, wait: Callable[[str], None]) -> Iterator[None]:
+        """One process a point: others wait until it is done."""
+        with disk_errors(self.folder):
+            self.partial.mkdir(parents=True, exist_ok=True)
+            handle = (self.partial / "lock").open("w")
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                wait(f"another process runs {self.folder}; waiting for it")
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                if not self.journal.is_file():
+                    shutil.rmtree(self.partial, ignore_errors=True)
+                    remove_empty(self.folder.parent, self.plan.out)
+
+    def write(self, metrics: Mapping[str, Any], fill: Callable[[Path], None] = lambda folder: None) -> None:
+        """Replaces the record; `fill` writes everything but the metrics and the configuration.
+
+        Raises:
+            InputError: the disk is full or not writable; nothing is left of the new record.
+        """
+        fresh = self.folder.parent / f".{self.folder.name}.new"
+        old = self.folder.parent / f".{self.folder.name}.old"
+        shutil.rmtree(fresh, ignore_errors=True)
+        try:
+            with disk_errors(self.folder):
+                fresh.mkdir(parents=True)
+                fill(fresh)
+                (fresh / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
+                config = {"config": public(self.plan), "identity": self.plan.identity}
+                (fresh / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
+                for path in fresh.rglob("*"):
+                    if path.is_file():
+                        sync(path)
+                shutil.rmtree(old, ignore_errors=True)
+                if self.folder.exists():
+                    self.folder.rename(old)
+                fresh.rename(self.folder)
+                sync(self.folder.parent)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+    def forget_journal(self) -> None:
+        """The point is recorded: the journal has done its work."""
+        self.journal.unlink(missing_ok=True)
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """`name=old, not new` for every leaf in which two nested mappings differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{name}.{k}" if name else str(k))]
+    return [] if old == new else [f"{name}={old}, not {new}"]
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turns a full or read-only disk into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"disk full while writing '{folder}'; free some space and run the same command") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
+            raise InputError(f"cannot write '{folder}': {error.strerror}; choose another out=") from error
+        raise
+
+
+def sync(path: Path) -> None:
+    """Flushes a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_empty(folder: Path, top: Path) -> None:
+    """Removes `folder` and its parents up to `top`, as long as they are empty."""
+    while folder != folder.parent and folder.is_relative_to(top):
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent

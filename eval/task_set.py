@@ -1,0 +1,108 @@
+"""Tasks as lmms-eval takes them, with the data and pictures of the embedded ones filled in."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from eval.settings import TASKS, data_folder, embedded_names
+from pruning.errors import InputError
+
+MAX_PIXELS, MAX_ASPECT = 89_000_000, 100  # beyond these an image is taken for broken, not for a photograph
+
+
+class ImageStore:
+    """The pictures of one split of the embedded tasks, decoded when asked for."""
+
+    def __init__(self, file: Path) -> None:
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(file, columns=["image_id", "image"])
+        self.ids: list[Any] = table["image_id"].to_pylist()
+        self._bytes = dict(zip(self.ids, (cell["bytes"] for cell in table["image"].to_pylist())))
+
+    def visual(self, doc: Mapping[str, Any]) -> list[Image.Image]:
+        """The picture of a question, as lmms-eval's doc_to_visual returns it; decoding waits for the first use."""
+        if doc["image_id"] not in self._bytes:
+            return []
+        return [Image.open(io.BytesIO(self._bytes[doc["image_id"]]))]
+
+
+def decode(images: list[Any]) -> Image.Image:
+    """The one image of a question, in RGB.
+
+    Raises:
+        ValueError: none or several, or not decodable; the message is the reason that the record keeps.
+    """
+    if len(images) != 1:
+        raise ValueError(f"expected one image, got {len(images)}")
+    image = images[0]
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"expected an image, got {type(image).__name__}")
+    width, height = image.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
+        raise ValueError(f"image of {width} x {height} pixels is too large or too narrow")
+    return image.convert("RGB")
+
+
+@functools.lru_cache(maxsize=4)
+def load_tasks(names: tuple[str, ...], split: str, data_dir: str | None, limit: int | None) -> tuple[Any, ...]:
+    """lmms-eval task objects; loaded once for all points of a sweep.
+
+    Raises:
+        InputError: a data set that cannot be read (with the reason), or that is not on this machine while offline.
+    """
+    from lmms_eval.tasks import TaskManager, get_task_dict
+
+    own = set(embedded_names())
+    manager = TaskManager("ERROR", include_path=str(TASKS), include_defaults=bool(set(names) - own))
+    loaded = []
+    for name in names:
+        spec = embedded(name, split, data_dir, limit) if name in own else official(name, data_dir)
+        try:
+            loaded += flat(get_task_dict([spec], manager))
+        except Exception as error:  # lmms-eval wraps what went wrong in a RetryError
+            attempt = getattr(error, "last_attempt", None)
+            reason = attempt.exception() if attempt is not None else error
+            line = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
+            raise InputError(f"cannot load task '{name}': {line}") from error
+    return tuple(loaded)
+
+
+def flat(tasks: Mapping[Any, Any]) -> list[Any]:
+    """Task objects of a task dict; groups are nested ones."""
+    return [x for value in tasks.values() for x in (flat(value) if isinstance(value, Mapping) else [value])]
+
+
+def embedded(name: str, split: str, data_dir: str | None, limit: int | None) -> dict[str, Any]:
+    """Task spec of an embedded task on the first `limit` images of the split."""
+    folder = data_folder(data_dir, split)
+    store = image_store(folder / "images.parquet")
+    chosen = set(store.ids[:limit])
+    return {
+        "task": name,
+        "dataset_kwargs": {"data_files": {"test": str((folder / f"{name}.parquet").resolve())}},
+        "doc_to_visual": store.visual,
+        "process_docs": lambda docs: docs.select([i for i, x in enumerate(docs["image_id"]) if x in chosen]),
+    }
+
+
+image_store = functools.lru_cache(maxsize=2)(ImageStore)
+
+
+def official(name: str, data_dir: str | None) -> dict[str, Any] | str:
+    """Task spec of an lmms-eval task, on local parquet files of its own schema where `data_dir` is given."""
+    if data_dir is None:
+        return name
+    files = sorted(str(path) for path in (Path(data_dir) / name).glob("*.parquet"))
+    if not files:
+        raise InputError(f"no parquet files for task '{name}' in '{Path(data_dir) / name}'")
+    split = "testdev" if name == "gqa" else "validation" if name.endswith("_val") else "test"
+    spec = {"task": name, "dataset_path": "parquet", "dataset_name": None}
+    spec["dataset_kwargs"] = {"data_files": {split: files}}
+    return {**spec, "process_docs": None} if name == "gqa" else spec

@@ -1,0 +1,114 @@
+"""The one entry point: compose, check, load, prune, evaluate, record. `python run.py --help` explains the choices."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from pruning.errors import InputError
+
+
+def point(config: object) -> float:
+    """One point of a sweep, or the only one: returns the mean score in percent, NaN where a sweep's point failed."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from eval.settings import check
+
+    show_messages()
+    hydra = HydraConfig.get()
+    sweep = hydra.mode == RunMode.MULTIRUN
+    plan = None
+    try:
+        plan = check(config, hydra.runtime.choices["method"])  # type: ignore[arg-type]
+        if config.dry_run:  # type: ignore[attr-defined]
+            print(f"would run {plan.label} with {plan.budget} tokens on {', '.join(plan.tasks)} into {plan.folder}")
+            return float("nan")
+        return run(plan)
+    except Exception as error:
+        if not sweep:
+            raise
+        from eval.messages import brief
+
+        complain(brief(error))
+        if plan is not None and not isinstance(error, InputError):
+            from eval.point import fail
+
+            fail(plan, brief(error))
+        return float("nan")
+
+
+def run(plan: object) -> float:
+    """Runs, prints the table, logs."""
+    from models.guard import guard_torchvision
+
+    guard_torchvision()
+    from eval import point, table
+
+    result = point.run(plan)  # type: ignore[arg-type]
+    print(table.render(result), flush=True)
+    if result.plan.tracking.get("name") != "none":
+        from eval.tracking import log_point
+
+        log_point(result)
+    return result.metrics["average"]
+
+
+def show_messages() -> None:
+    """Progress messages of the packages go to stderr."""
+    log = logging.getLogger("dcp_prune")
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler(sys.stderr))
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+def complain(line: str) -> None:
+    """One line on stderr."""
+    print(f"error: {line}", file=sys.stderr, flush=True)
+
+
+def main(words: list[str] | None = None) -> int:
+    """The exit status: 0 done, 2 bad input (one line on stderr), 130 interrupted."""
+    words = sys.argv[1:] if words is None else words
+    if {"-h", "--help"} & set(words):
+        from eval.help import text
+
+        print(text(), end="")
+        return 0
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from eval import messages
+    from eval.settings import ROOT, Config
+
+    wrong = messages.unknown_flag(words)
+    if wrong:
+        complain(wrong)
+        return 2
+    ConfigStore.instance().store("schema", Config)
+    GlobalHydra.instance().clear()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, and leave as one line
+    before, sys.argv = sys.argv, ["run.py", *words]
+    try:
+        hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="config")(point)()
+    except InputError as error:
+        complain(str(error))
+        return 2
+    except (HydraException, OmegaConfBaseException) as error:
+        complain(messages.one_line(error))
+        return 2
+    except KeyboardInterrupt:
+        complain("interrupted; the same command goes on where it was")
+        return 130
+    finally:
+        sys.argv = before
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
