@@ -1,4 +1,4 @@
-"""DCP-Prune: ACGR inside the vision tower, TATCS at its end (arXiv 2606.16633)."""
+"""DCP-Prune: ACGR inside the tower, then TATCS at the layer that the projector reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pruning.tatcs import Tatcs
 
 @dataclass
 class AcgrTatcs(Tatcs, Acgr):
-    """Both stages: `Acgr` owns the tower (schedule, reduce_at), `Tatcs` the last step (reduce).
+    """DCP-Prune (arXiv 2606.16633): ACGR's `schedule` and `reduce_at`, TATCS's `reduce`.
 
-    The order of the stages is the paper's; the formulas of both are a *reconstruction* (see their files).
+    Both stages are *reconstructions* from the paper's abstract and overview figure; see `Acgr` and `Tatcs` for the
+    hyper-parameters. `acgr` and `tatcs` alone are its ablations.
     """
