@@ -40,7 +40,7 @@ def flow(attention: Tensor, values: Tensor, cls_value: Tensor) -> Tensor:
     v = values.unflatten(-1, (heads, -1))  # (B, n, H, d)
     c = cls_value.unflatten(-1, (heads, -1))  # (B, H, d)
     own = (c * c).sum(-1, keepdim=True)  # (B, H, 1)
-    patches = (v.transpose(1, 2) @ c[..., None])[..., 0]  # (B, H, n)
+    patches = torch.einsum("bnhd,bhd->bhn", v, c)
     semantic = torch.cat([own, patches], -1).softmax(-1)[..., 1:].mean(1)
     return (share(attention.mean(1)) + share(semantic)) * v.mean(2).abs().sum(-1)
 

@@ -26,8 +26,9 @@ def block_scores(x: Tensor, attention: Tensor, alpha: float) -> Tensor:
     in its strip (diagonal set to 0), scale = mean |1000 a| / (mean v + 1e-6).
     """
     m = x.shape[2]
-    norm = x.norm(dim=-1, keepdim=True) + 1e-6
-    similarity = (x @ x.mT / norm).div_(norm.mT)  # (B, P, m, m), without a normalised copy of x
+    gram = x @ x.mT  # (B, P, m, m)
+    norm = gram.diagonal(dim1=-2, dim2=-1).sqrt()[..., None] + 1e-6  # from the product: x is read only once
+    similarity = gram / norm / norm.mT
     similarity.diagonal(dim1=-2, dim2=-1).zero_()
     mean = similarity.sum(-1, keepdim=True) / max(m - 1, 1)
     variance = (similarity - mean).square_().sum(-1) / max(m - 1, 1)  # (B, P, m)

@@ -51,8 +51,10 @@ def merge(hidden: Tensor, metric: Tensor, targets: Tensor, others: Tensor) -> Te
     owner = similarity.argmax(-1, keepdim=True)
     one_hot = torch.zeros_like(similarity).scatter_(2, owner, 1.0)  # a product is deterministic, a scatter is not
     count = one_hot.sum(1).clamp(min=1)[..., None]  # (B, C, 1)
+    slots = others[..., None].expand_as(one_hot)
+    members = one_hot.new_zeros(len(hidden), hidden.shape[1], targets.shape[1]).scatter_(1, slots, one_hot)
     own = take(hidden, targets).float()
-    merged = own + one_hot.mT @ take(hidden, others).float() / count
+    merged = own + members.mT @ hidden.float() / count
     return torch.where(merged.any(-1, keepdim=True), merged, own)
 
 
