@@ -6,6 +6,7 @@ Override the simplest point that serves:
 2. `select(tokens, question) -> (B, K)`: choose a set.
 3. `reduce(tokens, question) -> VisualTokens`: when tokens change (merging).
 4. `schedule(depth, n) -> {layer: keep}` with `reduce_at(layer, tokens, keep)`: prune inside the tower.
+5. `pruning.decoder.DecoderPruner`: prune inside the language model.
 
 The runner (`models/`) owns splicing, ordering, positions, batching and logging; a method never touches them.
 """
@@ -41,6 +42,7 @@ class Pruner:
     one_by_one: ClassVar[bool] = False  # counts inside the tower differ between images: no batching there
     resizes_image: ClassVar[bool] = False  # the method cuts its own patches (`downsample`)
     inside_block: ClassVar[bool] = False  # reduce_at acts between attention and MLP of a block (ToMe)
+    inside_language_model: ClassVar[bool] = False  # all tokens enter the language model (pruning/decoder.py)
 
     def __post_init__(self) -> None:
         if isinstance(self.budget, bool) or not isinstance(self.budget, int):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from pruning import InputError
+from tests.golden_decoder import CASES as DECODER
 from tests.golden_paper5 import CASES as PAPER
 from tests.golden_wider import CASES as WIDER
 
-CASES = PAPER | WIDER
+CASES = PAPER | WIDER | DECODER
 
 
 def run(name: str, seed: int, budget: int) -> dict[str, np.ndarray]:
