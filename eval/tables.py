@@ -23,20 +23,22 @@ SCOPES = ("across points", "within method", "per sample", "per sample minus null
 def summary(sweep: Sweep) -> pd.DataFrame:
     """A row a point and task, and one of task "average" a point.
 
-    score, low, high: task score in percent; "average": mean of the task scores. ratio, ratio_low, ratio_high: percent of
-    the unpruned model's score, paired image by image; "average": the paper's Avg %. hard: accuracy in percent on the
-    `hard_n` questions that the unpruned model gets right and `downsample` at the same budget gets wrong. 95 % intervals.
+    score, low, high: task score in percent; "average": mean of the task scores. ratio, ratio_low, ratio_high: percent
+    of the unpruned model's score, paired image by image; "average": the paper's Avg %. hard: accuracy in percent on
+    the `hard_n` questions that the unpruned model gets right and `downsample` at the same budget gets wrong. All
+    intervals are 95 %.
     """
     scores, draws = with_mean(sweep.scores), with_mean(sweep.draws)
     ratio, ratios = with_mean(sweep.relative(sweep.scores)), with_mean(sweep.relative(sweep.draws))
     count = sweep.sums[..., COUNT].sum(0)  # (P, T)
+    same = {"model": sweep.model, "split": sweep.split}
     rows = []
     for p, point in enumerate(sweep.points):
         hard = hard_subset(sweep, p)
         for t, task in enumerate([*sweep.tasks, AVERAGE]):
             mine = hard if task == AVERAGE else hard & (sweep.questions["task"] == task).to_numpy()
             rows.append({
-                "model": sweep.model, "split": sweep.split, "method": point.label, "budget": point.budget, "task": task,
+                **same, "method": point.label, "budget": point.budget, "task": task,
                 "n": int(count[p].sum() if task == AVERAGE else count[p, t]),
                 "failed": int(point.facts.get("failed") or 0) if task == AVERAGE else None,
                 "score": scores[p, t], **named("", interval(draws[:, p, t])),
@@ -67,7 +69,7 @@ def hard_subset(sweep: Sweep, p: int) -> np.ndarray:
 def tests(sweep: Sweep) -> pd.DataFrame:
     """Reference method minus each other one at the same budget: paired difference, p, and p after Holm.
 
-    The reference is acgr_tatcs; without it, the unpruned model (then every budget is compared with it). "average" is in
+    The reference is acgr_tatcs; without it, the unpruned model (every budget is compared with it). "average" is in
     points of Avg % (of the mean score, without an unpruned model). Holm's family is a task's column: all methods and
     budgets. mcnemar: exact test on the questions, where all of a task's scores are 0 or 1.
     """
@@ -116,9 +118,9 @@ def shift_correlation(sweep: Sweep) -> pd.DataFrame:
     within method: mean over methods of that correlation over their own budgets (3 or more); methods are drawn.
     per sample: shift against score over all samples of all points; images are drawn.
     per sample minus null: the same after subtracting, question by question, the shift and the score that a random
-        subset of the same size has (the `random` point of that budget; several are averaged; points at budgets without one,
-        and the random points themselves, are left out). What image, question and budget explain is gone; what stays is
-        whether a choice that shifts less than a random one is also more often right than a random one.
+        subset of the same size has (the `random` point of that budget; several are averaged; points at budgets
+        without one, and the random points themselves, are left out). What image, question and budget explain is gone;
+        what stays is whether a choice that shifts less than a random one is also right more often than a random one.
     """
     chosen = sweep.pruned()
     label = np.array([sweep.points[p].label for p in chosen])

@@ -1,0 +1,169 @@
+"""report.md: the tables of a sweep in words that a reader can follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from eval.sweep import Failure, Sweep
+from eval.tables import AVERAGE, PEER, SCOPES
+
+LEVEL = 0.05
+CAPTIONS = {
+    "accuracy_budget": "Accuracy against budget.",
+    "shift_budget": "Distribution shift against budget.",
+    "shift_accuracy": "Shift against accuracy, a mark a method and budget.",
+    "time_accuracy": "Time a question against accuracy.",
+    "overlap": "How much of what two methods keep is the same.",
+}
+
+
+def document(sections: Sequence[str], failures: Sequence[Failure]) -> str:
+    """The whole report."""
+    parts = ["# Report", "Intervals are 95 %, from a bootstrap over images; n counts questions."]
+    parts += sections
+    if failures:
+        parts += [f"## Failed points ({len(failures)})", "Everything above was computed without them.",
+                  grid(["point", "reason"], [[f"`{f.folder}`", f.reason] for f in failures])]  # fmt: skip
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def section(sweep: Sweep, parts: dict[str, pd.DataFrame], pictures: Iterable[Path]) -> str:
+    """One model and split."""
+    summary = parts["summary"]
+    out = [f"## {sweep.model}, {sweep.split}",
+           f"{len(sweep.points)} points, {len(sweep.questions):,} questions on {len(sweep.sums):,} images, "
+           f"tasks: {', '.join(sweep.tasks)}."]  # fmt: skip
+    out += averages(summary, parts["tests"], sweep.vanilla is not None)
+    out += by_task(sweep, summary)
+    out += hard(summary)
+    out += correlations(parts["shift_correlation"])
+    out += beside_paper(parts["paper"])
+    for path in pictures:
+        caption = next(words for name, words in CAPTIONS.items() if path.stem.startswith(name))
+        out.append(f"![{caption}]({path.as_posix()})\n\n*{caption}*")
+    return "\n\n".join(out)
+
+
+def averages(summary: pd.DataFrame, tests: pd.DataFrame, relative: bool) -> list[str]:
+    """Avg % of every method at every budget, with the verdict against the reference method."""
+    rows = summary[summary["task"] == AVERAGE]
+    value = ("ratio", "ratio_low", "ratio_high") if relative else ("score", "low", "high")
+    name = (
+        "Avg % (mean over tasks of score / unpruned score)" if relative else "Mean task score (%), no unpruned model"
+    )
+    out = [f"### {name}", methods_by_budgets(rows, value, marks(tests))]
+    if len(tests):
+        reference = tests["reference"].iloc[0]
+        out.append(
+            f"Against {reference}, paired over images, Holm-corrected over this table at {LEVEL}: "
+            f"**-** {reference} is better, **+** {reference} is worse, **=** no significant difference."
+        )
+    return out
+
+
+def marks(tests: pd.DataFrame) -> dict[tuple[str, int], str]:
+    """The sign of each method and budget against the reference."""
+    if not len(tests):
+        return {}
+    rows = tests[tests["task"] == AVERAGE]
+    signs = np.where(~(rows["p_holm"] < LEVEL), "=", np.where(rows["difference"] > 0, "-", "+"))
+    return {(m, int(b)): s for m, b, s in zip(rows["method"], rows["budget"], signs)}
+
+
+def methods_by_budgets(rows: pd.DataFrame, value: Sequence[str], signs: dict[tuple[str, int], str]) -> str:
+    """Methods down, budgets across, the best method at the smallest budget first."""
+    budgets = sorted(rows["budget"].unique(), reverse=True)
+    cells = {(r["method"], r["budget"]): r for r in rows.to_dict("records")}
+    first = rows.sort_values("budget", kind="stable").groupby("method", sort=True).first()
+    order = first.sort_values(["budget", value[0]], ascending=[False, False], kind="stable").index
+    body = []
+    for method in order:
+        line = [method]
+        for budget in budgets:
+            cell = cells.get((method, budget))
+            sign = signs.get((method, int(budget)), "")
+            line.append(f"{spread(*(cell[v] for v in value))} {sign}".strip() if cell else "")
+        body.append(line)
+    return grid(["method", *map(str, budgets)], body)
+
+
+def by_task(sweep: Sweep, summary: pd.DataFrame) -> list[str]:
+    """Task scores, a table a budget."""
+    out = ["### Task scores (%)"]
+    for budget in sorted(summary["budget"].unique(), reverse=True):
+        rows = summary[summary["budget"] == budget]
+        n = [f"{task} (n = {rows.loc[rows['task'] == task, 'n'].max():,})" for task in sweep.tasks]
+        body = []
+        for method, part in rows.groupby("method", sort=True):
+            cells = part.set_index("task")
+            body.append([method, *(spread(*cells.loc[t, ["score", "low", "high"]]) for t in sweep.tasks)])
+        out += [f"**{budget} tokens**", grid(["method", *n], body)]
+    return out
+
+
+def hard(summary: pd.DataFrame) -> list[str]:
+    """The hard subset."""
+    rows = summary[(summary["task"] == AVERAGE) & (summary["hard_n"] > 0) & (summary["method"] != "vanilla")]
+    if not len(rows):
+        return []
+    counts = rows.groupby("budget")["hard_n"].max()
+    size = ", ".join(f"{n:,} at {budget}" for budget, n in counts.sort_index(ascending=False).items())
+    return ["### Hard subset (%)",
+            f"Accuracy on the questions that the unpruned model gets right and `{PEER}` to the same budget gets wrong "
+            f"(questions: {size}).",
+            methods_by_budgets(rows[rows["method"] != PEER], ("hard",), {})]  # fmt: skip
+
+
+def correlations(table: pd.DataFrame) -> list[str]:
+    """Spearman of each metric at each scope, the strongest across points first; all kinds are in the CSV."""
+    rows = table[table["kind"] == "spearman"] if len(table) else table
+    if not len(rows):
+        return []
+    cells = {(r["metric"], r["scope"]): r for r in rows.to_dict("records")}
+    order = sorted(rows["metric"].unique(), key=lambda m: strength(cells[m, SCOPES[0]]["value"]))
+    body = [
+        [m, *(spread(*(cells[m, s][k] for k in ("value", "low", "high")), digits=2) for s in SCOPES)] for m in order
+    ]
+    n = [f"{s} (n = {int(rows.loc[rows['scope'] == s, 'n'].max()):,})" for s in SCOPES]
+    return ["### Shift against accuracy (Spearman)",
+            "Below zero: less shift goes with more accuracy. Intervals draw methods in the first two columns, images "
+            "in the others. *Minus null*: after subtracting what a random subset of the same size has on the same "
+            "question. Pearson and Kendall: shift_correlation.csv.",
+            grid(["metric", *n], body)]  # fmt: skip
+
+
+def strength(value: float) -> float:
+    """Sorting key: the most negative correlation first, undefined last."""
+    return value if np.isfinite(value) else np.inf
+
+
+def beside_paper(table: pd.DataFrame) -> list[str]:
+    """The paper's cells and ours."""
+    if not len(table):
+        return []
+    body = [
+        [r["method"], str(r["budget"]), r["column"], f"{r['paper']:g}", spread(r["ours"], r["low"], r["high"]),
+         r["verdict"] + (f": {r['why']}" if r["why"] else "")]
+        for r in table.to_dict("records")
+    ]  # fmt: skip
+    return ["### The paper's table beside ours", "The verdict says where the paper's number lies to our interval: "
+            "*below* and *above* are ours against the paper's.",
+            grid(["method", "budget", "column", "paper", "ours", "verdict"], body)]  # fmt: skip
+
+
+def spread(value: float, low: float = np.nan, high: float = np.nan, digits: int = 1) -> str:
+    """`value [low, high]`, without what is not known."""
+    if not np.isfinite(value):
+        return ""
+    ends = f" [{low:.{digits}f}, {high:.{digits}f}]" if np.isfinite(low) and np.isfinite(high) else ""
+    return f"{value:.{digits}f}{ends}"
+
+
+def grid(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in body])

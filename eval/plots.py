@@ -1,0 +1,244 @@
+"""The figures of a report. Colour, marker and line style all tell methods apart, so that grey print serves too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from eval.sweep import Sweep
+from eval.tables import AVERAGE, REFERENCE
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A4FBF", "#6B6B6B")  # Okabe and Ito
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+OURS = {"color": "black", "marker": "*", "linestyle": "-", "linewidth": 2.4, "markersize": 11, "zorder": 5}
+LOOK = {
+    "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    "axes.axisbelow": True, "legend.frameon": False, "svg.hashsalt": "dcp-prune", "svg.fonttype": "none",
+}  # fmt: skip
+
+
+def style(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Line properties of each method, the same in every figure of a sweep; acgr_tatcs in black with stars."""
+    out: dict[str, dict[str, Any]] = {}
+    for i, label in enumerate(sorted(set(labels) - {REFERENCE})):
+        out[label] = {
+            "color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linewidth": 1.4,
+            "linestyle": LINES[(i + i // len(COLOURS)) % len(LINES)], "markersize": 6, "zorder": 3,
+        }  # fmt: skip
+    out[REFERENCE] = OURS
+    return out
+
+
+def draw_all(
+    sweep: Sweep, summary: pd.DataFrame, timing: pd.DataFrame, overlaps: pd.DataFrame, metric: str, folder: Path
+) -> list[Path]:
+    """Every figure that the sweep's points allow, as PNG (150 dpi) and SVG; the PNG's paths."""
+    points = point_table(sweep, summary, timing, metric)
+    pruned = points[points["method"] != "vanilla"]
+    figures: dict[str, Figure | None] = {}
+    with mpl.rc_context(LOOK):
+        if len(pruned):
+            figures["accuracy_budget"] = accuracy_budget(sweep, points)
+            figures["time_accuracy"] = time_accuracy(sweep, points)
+        if pruned["shift"].notna().any():
+            figures["shift_budget"] = shift_budget(sweep, pruned, metric)
+            figures["shift_accuracy"] = shift_accuracy(sweep, pruned, metric)
+        for budget, part in overlaps.groupby("budget"):
+            figures[f"overlap_{budget}"] = overlap_matrix(part, int(budget))
+        return [save(figure, folder / f"{name}.png") for name, figure in figures.items() if figure is not None]
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes PNG and SVG without the date, so that equal records give equal files."""
+    figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(path.with_suffix(".svg"), bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    return path
+
+
+def point_table(sweep: Sweep, summary: pd.DataFrame, timing: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A row a point: method, budget, y with its interval (Avg %, or mean score), mean shift, ms a question."""
+    rows = summary[summary["task"] == AVERAGE].reset_index(drop=True)
+    name = "ratio" if rows["ratio"].notna().any() else "score"
+    ends = ("ratio_low", "ratio_high") if name == "ratio" else ("low", "high")
+    shift = sweep.shift.get(metric, np.full(sweep.score.shape, np.nan))
+    stages = [c for c in timing.columns if c.endswith("_ms") and not c.startswith("load")]
+    return pd.DataFrame({
+        "method": rows["method"], "budget": rows["budget"], "y": rows[name], "low": rows[ends[0]],
+        "high": rows[ends[1]], "shift": [np.nanmean(r) if np.isfinite(r).any() else np.nan for r in shift],
+        "ms": timing[stages].sum(axis=1, min_count=1),
+    })  # fmt: skip
+
+
+def y_name(points: pd.DataFrame, sweep: Sweep) -> str:
+    """Label of the accuracy axis."""
+    return "mean task score (%)" if sweep.vanilla is None else "Avg % of the unpruned model"
+
+
+def note(sweep: Sweep) -> str:
+    """What the numbers rest on."""
+    images, questions = len(sweep.sums), len(sweep.questions)
+    tasks = "task" if len(sweep.tasks) == 1 else "tasks"
+    return f"{sweep.model}, {sweep.split}: n = {questions:,} questions, {images:,} images, {len(sweep.tasks)} {tasks}"
+
+
+def canvas(title: str, size: tuple[float, float] = (8.2, 5.4)) -> tuple[Figure, Axes]:
+    """An empty figure without a global state."""
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11)
+    return figure, axes
+
+
+def legend(axes: Axes, order: list[str]) -> None:
+    """Outside, on the right, in the order in which the eye meets the lines."""
+    handles, labels = axes.get_legend_handles_labels()
+    by = dict(zip(labels, handles))
+    shown = [label for label in order if label in by]
+    axes.legend(
+        [by[s] for s in shown], shown, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, fontsize=9.5
+    )
+
+
+def budgets_axis(axes: Axes, budgets: Iterable[int]) -> None:
+    """A logarithmic axis of budgets with its own ticks."""
+    ticks = sorted(set(budgets))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(b) for b in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("visual tokens kept (budget)")
+
+
+def ranked(points: pd.DataFrame, by: str, ascending: bool) -> list[str]:
+    """Methods by their value at their smallest budget, as the lines end on the left."""
+    first = points.sort_values("budget").groupby("method", sort=False).first()
+    return list(first.sort_values(by, ascending=ascending, kind="stable").index)
+
+
+def accuracy_budget(sweep: Sweep, points: pd.DataFrame) -> Figure:
+    """Accuracy against budget with 95 % bands."""
+    figure, axes = canvas(f"Accuracy against budget\n{note(sweep)}; bands: 95 % bootstrap over images", (9.2, 6.2))
+    pruned, full = points[points["method"] != "vanilla"], points[points["method"] == "vanilla"]
+    look = style(pruned["method"])
+    for label, part in pruned.sort_values("budget").groupby("method"):
+        axes.plot(part["budget"], part["y"], label=label, **look[label])
+        strength = 0.22 if label == REFERENCE else 0.5 / (4 + pruned["method"].nunique())
+        axes.fill_between(part["budget"], part["low"], part["high"], color=look[label]["color"], alpha=strength, lw=0)
+    for y in full["y"]:
+        axes.axhline(y, color="0.35", linewidth=1, linestyle=(0, (1, 1)), label="vanilla (no pruning)")
+    budgets_axis(axes, pruned["budget"])
+    axes.set_ylabel(y_name(points, sweep))
+    legend(axes, ["vanilla (no pruning)", *ranked(pruned, "y", False)])
+    return figure
+
+
+def shift_budget(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:
+    """Distribution shift against budget."""
+    figure, axes = canvas(f"Distribution shift against budget\n{note(sweep)}", (9.2, 6.2))
+    look = style(pruned["method"])
+    for label, part in pruned.sort_values("budget").groupby("method"):
+        axes.plot(part["budget"], part["shift"], label=label, **look[label])
+    budgets_axis(axes, pruned["budget"])
+    if (pruned["shift"].dropna() > 0).all():
+        axes.set_yscale("log")
+    axes.set_ylabel(metric_name(metric))
+    legend(axes, ranked(pruned, "shift", False))
+    return figure
+
+
+def metric_name(metric: str) -> str:
+    """Axis label of a metric."""
+    return (
+        "kappa: Gaussian KL, kept to all (nats a dimension)" if metric == "gaussian_kl" else metric.replace("_", " ")
+    )
+
+
+def shift_accuracy(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:
+    """Shift against accuracy, a mark a point, with the least-squares line and its correlations."""
+    from scipy import stats
+
+    good = pruned.dropna(subset=["shift", "y"])
+    x, y = good["shift"].to_numpy(float), good["y"].to_numpy(float)
+    log = bool(len(x)) and (x > 0).all()
+    figure, axes = canvas("", (9.2, 6.2))
+    look = style(pruned["method"])
+    largest = np.log2(max(good["budget"].max(), 2))
+    for label, part in good.groupby("method"):
+        props = look[label]
+        size = 30 + 130 * np.log2(part["budget"]) / largest
+        axes.scatter(part["shift"], part["y"], s=size, color=props["color"], marker=props["marker"], alpha=0.85,
+                     linewidths=0.4, edgecolors="white", label=label, zorder=3)  # fmt: skip
+    words = f"n = {len(x)} points"
+    if len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0:
+        u = np.log10(x) if log else x
+        fit = stats.linregress(u, y)
+        ends = np.linspace(u.min(), u.max(), 50)
+        axes.plot(10**ends if log else ends, fit.intercept + fit.slope * ends, color="0.25", linestyle="--",
+                  linewidth=1.4, label="least squares", zorder=2)  # fmt: skip
+        rho = stats.spearmanr(x, y).statistic
+        words += f"; Pearson {fit.rvalue:+.2f} {'with log shift' if log else ''}, Spearman {rho:+.2f}".replace(
+            " ,", ","
+        )
+    axes.set_title(
+        f"Shift against accuracy: {words}; larger marks: larger budgets\n{note(sweep)}", loc="left", fontsize=11
+    )
+    if log:
+        axes.set_xscale("log")
+    axes.set_xlabel(metric_name(metric))
+    axes.set_ylabel(y_name(pruned, sweep))
+    legend(axes, [*ranked(good, "y", False), "least squares"])
+    return figure
+
+
+def time_accuracy(sweep: Sweep, points: pd.DataFrame) -> Figure | None:
+    """Time a question against accuracy; a line joins a method's budgets."""
+    good = points.dropna(subset=["ms", "y"])
+    if not len(good):
+        return None
+    figure, axes = canvas(f"Time against accuracy (all stages, without loading)\n{note(sweep)}", (9.2, 6.2))
+    look = style(good["method"])
+    for label, part in good.sort_values("budget").groupby("method"):
+        axes.plot(part["ms"], part["y"], label=label, alpha=0.9, **look[label])
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    axes.tick_params(axis="x", which="minor", labelsize=8)
+    axes.set_xlabel("time a question (ms)")
+    axes.set_ylabel(y_name(points, sweep))
+    legend(axes, ranked(good, "y", False))
+    return figure
+
+
+def overlap_matrix(table: pd.DataFrame, budget: int) -> Figure:
+    """Mean IoU of kept patches of every two methods, with its number in each cell."""
+    square = table.pivot(index="a", columns="b", values="iou")
+    m = len(square)
+    figure, axes = canvas(
+        f"Overlap of kept patches at {budget} tokens: mean IoU, n = {int(table['n'].max()):,} questions",
+        (2.6 + 0.46 * m, 1.6 + 0.42 * m),
+    )
+    axes.grid(False)
+    shown = axes.imshow(square, cmap="cividis", vmin=0, vmax=1)
+    axes.set_xticks(range(m), square.columns, rotation=90)
+    axes.set_yticks(range(m), square.index)
+    for i, j in product(range(m), range(m)):
+        value = square.iat[i, j]
+        axes.text(
+            j,
+            i,
+            f"{100 * value:.0f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="black" if value > 0.55 else "white",
+        )
+    figure.colorbar(shown, ax=axes, shrink=0.8, label="IoU (cells: percent)")
+    return figure
