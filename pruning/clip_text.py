@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pruning.errors import InputError
-from pruning.ops import unit
+from pruning.ops import dots, unit
 from pruning.tokens import Question, VisualTokens
 
 SIGNS = ("auto", "negative", "positive")
@@ -34,6 +34,6 @@ def relevance(tokens: VisualTokens, question: Question, sign: str, cosine: bool)
     count = text.ne(0).any(-1).sum(1).clamp(min=1)  # (B,)
     mean = (unit(text) if cosine else text).sum(1) / count[:, None]  # (B, D_clip): the mean of products is a product
     patches = tokens.read("clip")  # (B, n, D_clip)
-    similar = ((unit(patches) if cosine else patches) @ mean[..., None])[..., 0]  # (B, n)
+    similar = dots(unit(patches) if cosine else patches, mean)  # (B, n)
     negative = question.clip_is_real if sign == "auto" else sign == "negative"
     return -similar if negative else similar

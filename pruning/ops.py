@@ -49,6 +49,14 @@ def gram(x: Tensor) -> Tensor:
     return u @ u.transpose(-1, -2)
 
 
+def dots(x: Tensor, v: Tensor) -> Tensor:
+    """Products of each row of `x` (B, n, D) with `v` (B, D): (B, n).
+
+    A sum, not a batched matrix-vector product: that one rounds differently alone and inside a batch.
+    """
+    return (x * v[:, None]).sum(-1)
+
+
 def never_zero(x: Tensor, fallback: Tensor) -> Tensor:
     """`x` (..., D) with each all-zero row replaced by that row of `fallback`: an average can cancel out."""
     return torch.where((x == 0).all(-1, keepdim=True), fallback, x)

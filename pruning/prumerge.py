@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pruning.base import Pruner
 from pruning.merging import with_summary
-from pruning.ops import top, unit
+from pruning.ops import dots, top, unit
 from pruning.tokens import Question, VisualTokens, take
 
 
@@ -21,7 +21,7 @@ def single_head_row(tokens: VisualTokens) -> Tensor:
     """
     query, own = tokens.read("cls_next_query"), tokens.read("cls_next_key")  # (B, C)
     keys = torch.cat([own[:, None], tokens.read("next_keys")], 1)  # (B, 1 + n, C)
-    logits = (keys @ query[..., None])[..., 0] * query.shape[-1] ** -0.5
+    logits = dots(keys, query) * query.shape[-1] ** -0.5
     return logits.softmax(-1)[:, 1:]
 
 
