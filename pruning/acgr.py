@@ -14,6 +14,8 @@ from pruning.errors import InputError
 from pruning.ops import centres, cosine, top
 from pruning.tokens import Question, VisualTokens, take
 
+SHAPES = ("geometric", "linear")
+
 
 @dataclass
 class Acgr(Pruner):
@@ -24,9 +26,11 @@ class Acgr(Pruner):
     layers. Every formula and number is a *reconstruction*; each has its switch here.
 
     Args:
-        layers: where it acts, as fractions of the blocks that run, rising (*reconstruction*).
-        survivors: tokens after the last stage as a multiple of the budget, at most N; the stages before it fall
-            geometrically (*reconstruction*). The rest is decided at the layer that the projector reads.
+        layers: after which blocks it acts: fractions in (0, 1] of the blocks that run, or their numbers from 0, whole
+            numbers, rising (*reconstruction*).
+        shape: the counts fall by equal ratios (geometric) or equal differences (linear) (*reconstruction*).
+        survivors: tokens after the last stage as a multiple of the budget, at most N
+            (*reconstruction*). The rest is decided at the layer that the projector reads.
         tau: temperature of the semantic term cos/tau (*reconstruction*).
         sigma: reach of the spatial term in image sides (*reconstruction*).
         neighbours: anchors that a context may flow into (*reconstruction*).
@@ -39,6 +43,7 @@ class Acgr(Pruner):
     """
 
     layers: Sequence[float] = (0.6, 0.8)
+    shape: str = "geometric"
     survivors: float = 4.0
     tau: float = 0.1
     sigma: float = 0.1
@@ -58,19 +63,32 @@ class Acgr(Pruner):
             raise InputError(f"strength must be between 0 and 1, got {self.strength}")
         if self.survivors < 1:
             raise InputError(f"survivors must be at least 1 (times the budget), got {self.survivors}")
-        if any(not 0 < f <= 1 for f in self.layers) or list(self.layers) != sorted(set(self.layers)):
-            raise InputError(f"layers must be rising fractions of the tower in (0, 1], got {list(self.layers)}")
+        whole = all(isinstance(x, int) and x >= 0 for x in self.layers)
+        fractions = all(isinstance(x, float) and 0 < x <= 1 for x in self.layers)
+        if not (whole or fractions) or list(self.layers) != sorted(set(self.layers)):
+            raise InputError(
+                f"layers must be rising fractions of the tower in (0, 1], or block numbers, got {list(self.layers)}"
+            )
+        if self.shape not in SHAPES:
+            raise InputError(f"shape must be one of {', '.join(SHAPES)}, got {self.shape!r}")
+        if not (self.semantic or self.spatial):
+            raise InputError("the graph has no term: set semantic or spatial; strength=0 switches recovery off")
 
     def schedule(self, depth: int, n: int) -> dict[int, int]:
-        """Geometric fall from n to `survivors * budget`; stages that round to the same block are one."""
+        """From n down to `survivors * budget`; stages that round to the same block are one, empty ones are left out.
+
+        Raises:
+            InputError: a block number that this tower does not have.
+        """
         last = min(n, max(self.budget, round(self.survivors * self.budget)))
-        stages = sorted({max(0, round(f * depth) - 1) for f in self.layers})
-        return {layer: round(n * (last / n) ** ((j + 1) / len(stages))) for j, layer in enumerate(stages)}
+        stages = sorted({x if isinstance(x, int) else max(0, round(x * depth) - 1) for x in self.layers})
+        if stages and stages[-1] >= depth:
+            raise InputError(f"layers must lie below {depth}, the blocks of this tower that run, got {stages}")
+        counts = falling(n, last, len(stages), self.shape)
+        return {layer: keep for layer, keep, before in zip(stages, counts, [n, *counts]) if keep < before}
 
     def reduce_at(self, layer: int, tokens: VisualTokens, keep: int) -> VisualTokens:
         """One stage: (B, n, D) -> (B, keep, D) with the trace of where each context went."""
-        if keep >= tokens.count:
-            return tokens
         anchors, contexts = partition(tokens.cls_attention.mean(1), keep)
         x, place = tokens.hidden.float(), centres(tokens.index, tokens.grid)
         affinity = context_graph(
@@ -81,10 +99,20 @@ class Acgr(Pruner):
         recovered = recover(take(x, anchors), take(x, contexts), weight, slot, self.strength, self.keep_norm)
         stay = tokens.gather(anchors).with_hidden(recovered)
         heaviest = anchors.gather(1, slot.gather(2, weight.argmax(2, keepdim=True))[..., 0])  # (B, C)
-        return replace(stay, trace=record(tokens, contexts, heaviest, layer))
+        trace = record(tokens, contexts, heaviest, layer)
+        taken = x.new_zeros(len(x), keep).scatter_add_(1, slot.flatten(1), weight.flatten(1))  # (B, A)
+        return replace(stay, trace=trace | {"recovered_mass": taken_in(tokens, anchors, taken)})
 
     def score(self, tokens: VisualTokens, question: Question | None) -> Tensor:
         return tokens.cls_attention.mean(1)
+
+
+def falling(n: int, last: int, stages: int, shape: str) -> list[int]:
+    """Tokens after each stage on the way from `n` to `last` (*reconstruction*)."""
+    parts = [(j + 1) / stages for j in range(stages)]
+    if shape == "linear":
+        return [round(n + (last - n) * part) for part in parts]
+    return [round(n * (last / n) ** part) for part in parts]
 
 
 def partition(score: Tensor, keep: int) -> tuple[Tensor, Tensor]:
@@ -150,3 +178,9 @@ def record(tokens: VisualTokens, contexts: Tensor, into: Tensor, layer: int) -> 
     into_patch = tokens.trace.get("recovered_into", empty).scatter(1, gone, tokens.index.gather(1, into))
     at = tokens.trace.get("removed_at", empty).scatter(1, gone, torch.full_like(gone, layer))
     return {**tokens.trace, "recovered_into": into_patch, "removed_at": at}
+
+
+def taken_in(tokens: VisualTokens, anchors: Tensor, taken: Tensor) -> Tensor:
+    """The trace's `recovered_mass` (B, N): what each patch has taken in so far and `taken` (B, A) now."""
+    before = tokens.trace.get("recovered_mass", taken.new_zeros(len(taken), tokens.patches))
+    return before.scatter_add(1, tokens.index.gather(1, anchors), taken)

@@ -177,7 +177,8 @@ def principal_kl(pair: Pair) -> Tensor:
 
 def moments(pair: Pair) -> Tensor:
     """|m_k - m_f|^2 / tr S_f + |ln(tr S_k / tr S_f)|, tr S_k floored."""
-    ratio = (pair.raw_variance.sum(1) / pair.full.trace).clamp(min=FLOOR)
+    least = (FLOOR * pair.full.trace).clamp(min=torch.finfo(pair.mean.dtype).tiny)
+    ratio = torch.maximum(pair.raw_variance.sum(1), least) / pair.full.trace
     return pair.mean.square().sum(1) / pair.full.trace + ratio.log().abs()
 
 
@@ -189,7 +190,7 @@ def frechet(pair: Pair) -> Tensor:
     """
     mixed = pair.centred @ pair.full.root / pair.centred.shape[1] ** 0.5  # (B, K, q)
     overlap = torch.linalg.svdvals(mixed).sum(1)
-    apart = pair.mean.square().sum(1) + pair.raw_variance.sum(1) + pair.full.trace - 2 * overlap
+    apart = pair.mean.square().sum(1) + pair.raw_variance.sum(1) + pair.full.spectrum.sum(1) - 2 * overlap
     return (apart / pair.full.trace).clamp(min=0)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pruning.base import Pruner
 from pruning.errors import InputError
 from pruning.ops import cosine, standardise, top
-from pruning.shift import shift
+from pruning.shift import known, shift
 from pruning.tokens import Question, VisualTokens
 
 TRIGGERS = ("always", "never", "kappa")
@@ -28,6 +28,7 @@ class Tatcs(Pruner):
 
     Args:
         trigger: `kappa` clusters where the plain top-K shifts by more than `threshold`; `always`, `never`.
+        metric: which of `pruning.shift` kappa is (*reconstruction*).
         threshold: kappa above which the shift is severe (*reconstruction*).
         text: `embeddings` compares projected tokens with the question's words, `clip` uses CLIP's text tower where
             its weights are given, `none` leaves the text out (*reconstruction*).
@@ -41,6 +42,7 @@ class Tatcs(Pruner):
     """
 
     trigger: str = "kappa"
+    metric: str = "gaussian_kl"
     threshold: float = 0.3
     text: str = "embeddings"
     beta: float = 0.5
@@ -50,9 +52,10 @@ class Tatcs(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value, known in (("trigger", self.trigger, TRIGGERS), ("text", self.text, TEXTS)):
-            if value not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        known(self.metric)
+        for name, value, choices in (("trigger", self.trigger, TRIGGERS), ("text", self.text, TEXTS)):
+            if value not in choices:
+                raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
         for name in ("beta", "saliency", "gamma", "iterations"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -63,7 +66,7 @@ class Tatcs(Pruner):
         keep = self.keeps(tokens.patches)
         saliency = tokens.cls_attention.mean(1)  # (B, n)
         plain = top(saliency, keep)
-        kappa = shift(tokens.gather(plain).hidden, tokens.hidden)  # (B,)
+        kappa = shift(tokens.gather(plain).hidden, tokens.hidden, self.metric)  # (B,)
         severe = {"always": torch.ones_like(kappa) > 0, "never": kappa < -1, "kappa": kappa > self.threshold}[
             self.trigger
         ]
@@ -84,7 +87,10 @@ class Tatcs(Pruner):
         if question is None or self.text == "none":
             return tokens.hidden.new_zeros(*tokens.hidden.shape[:2], 1).float(), tokens.index[:, :1] < -1
         if self.text == "clip":
-            assert question.clip is not None
+            if question.clip is None or not tokens.has("clip"):
+                raise InputError(
+                    "text=clip needs CLIP's text vectors, and there are none; use text=embeddings or none"
+                )
             every = torch.ones(question.clip.shape[:2], dtype=torch.bool, device=question.clip.device)
             return cosine(tokens.read("clip"), question.clip), every
         return cosine(tokens.projected, question.embeddings), question.content
