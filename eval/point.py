@@ -120,8 +120,11 @@ def load_model(plan: Plan) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _load(path: str, prompt: str, dtype: str, device: str, cache_mb: int) -> Any:
+    from transformers.utils.logging import disable_progress_bar
+
     from models.load import load
 
+    disable_progress_bar()
     return load(path, prompt, dtype, device, cache_bytes=cache_mb * 2**20)
 
 
@@ -394,7 +397,7 @@ def draw(folder: Path, plan: Plan, lm: Any, samples: pd.DataFrame, baseline: Res
             continue
         at = key(request)[:2]
         draw_kept_tokens(
-            lm.llava.seen(decode(visuals(request, lm.task_dict))),
+            as_seen(lm.llava, decode(visuals(request, lm.task_dict))),
             lm.llava.tower.grid,
             row["index"],
             rows.loc[at, "question"],
@@ -405,3 +408,13 @@ def draw(folder: Path, plan: Plan, lm: Any, samples: pd.DataFrame, baseline: Res
             row["trace"],
             folder / f"{at[0]}-{at[1]}.png",
         )
+
+
+def as_seen(llava: Any, image: Any) -> Any:
+    """The picture as the tower sees it (resized, cropped or padded), so that the patch grid covers it."""
+    from PIL import Image
+
+    processor = llava.processor.image_processor
+    pixels = llava.pixels([image])[0].float().cpu().permute(1, 2, 0).numpy()  # (H, W, 3) normalised
+    values = pixels * np.asarray(processor.image_std) + np.asarray(processor.image_mean)
+    return Image.fromarray((255 * values).round().clip(0, 255).astype(np.uint8))

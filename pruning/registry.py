@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pruning.base import Pruner
 from pruning.errors import InputError
+
+if TYPE_CHECKING:
+    from pruning.base import Pruner
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "method"
 
