@@ -1,4 +1,4 @@
-"""The contract of every method of `configs/method/`: exactly K distinct tokens in raster order, whatever the input."""
+"""The contract of every method of `configs/method/`: exactly K distinct tokens in raster order, on any input."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import pruning
 from models.guard import guard_torchvision
 from models.vision_tower import VisionTower, concatenate
 from pruning import Pruner, Question, VisualTokens
+from pruning.decoder import DecoderPruner
 from tests.golden_data.inputs import make
 
 BUDGETS = (1, 16, 17, 64, 192, 575, 576)
 GRID, WIDTH, DEPTH = (24, 24), 64, 23
 N = GRID[0] * GRID[1]
 METHODS = {name: pruning.load(name, 16) for name in pruning.names()}
-ON_TOKENS = [name for name, method in METHODS.items() if not method.resizes_image]
-IN_TOWER = [name for name, method in METHODS.items() if method.resizes_image or method.schedule(DEPTH, N)]
+BEFORE_LLM = {name: method for name, method in METHODS.items() if not isinstance(method, DecoderPruner)}
+ON_TOKENS = [name for name, method in BEFORE_LLM.items() if not method.resizes_image]
+IN_TOWER = [name for name, method in BEFORE_LLM.items() if method.resizes_image or method.schedule(DEPTH, N)]
 MAPS = torch.randn(6, WIDTH, WIDTH, generator=torch.Generator().manual_seed(0)) / WIDTH**0.5
 Scene = dict[str, Tensor]
 
@@ -172,7 +174,8 @@ def test_adversarial(name: str) -> None:
     scenes = [make_scene() for make_scene in ADVERSARIAL]
     for budget in BUDGETS:
         method = pruning.load(name, budget)
-        check(method, prune(method, *batch(scenes, torch.float32)), torch.float32)
+        some = scenes[::3] if budget == 575 else scenes  # greedy methods take 575 steps: three scenes will do
+        check(method, prune(method, *batch(some, torch.float32)), torch.float32)
 
 
 @pytest.mark.parametrize("name", ON_TOKENS)
