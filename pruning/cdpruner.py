@@ -24,30 +24,29 @@ def rescale(r: Tensor, normalise: str) -> Tensor:
     return torch.where(spread > 1e-6, (r - low + 1e-6) / spread.clamp(min=1e-6), 1.0)
 
 
-def greedy_map(kernel: Tensor, k: int) -> Tensor:
-    """Greedy MAP of a DPP (Chen et al. 2018, arXiv 1709.05135): kernel (B, n, n) -> (B, k) slots, all distinct.
+def greedy_map(similarity: Tensor, r: Tensor, k: int) -> Tensor:
+    """Greedy MAP of the DPP with kernel r_i S_ij r_j (Chen et al. 2018, arXiv 1709.05135).
 
-    Each step takes the token with the largest remaining determinant gain d. Where no gain is above rounding noise
-    (k exceeds the kernel's rank), the rest are the tokens with the largest diagonal.
+    Similarities (B, n, n) and relevance (B, n) -> (B, k) slots, all distinct. Each step takes the token with the
+    largest remaining determinant gain d. Where no gain is above rounding noise (k exceeds the kernel's rank), the
+    rest are the tokens with the largest diagonal.
     """
-    b, n, _ = kernel.shape
-    diagonal = kernel.diagonal(dim1=1, dim2=2)  # (B, n)
-    gain, noise = diagonal.clone(), 1e-6 * diagonal
-    factors = kernel.new_zeros(b, k, n)  # rows of the Cholesky factor built so far
-    rows = torch.arange(b, device=kernel.device)
+    b, n = r.shape
+    gain = diagonal = r * similarity.diagonal(dim1=1, dim2=2) * r  # (B, n)
+    noise, rows = 1e-6 * diagonal, torch.arange(b, device=r.device)
+    factors = r.new_empty(b, k, n)  # rows of the Cholesky factor built so far
     rank = diagonal / (diagonal.amax(1, keepdim=True) + 1e-12)  # (B, n) in [0, 1]: the order of the leftovers
     for step in range(k):
         live, pick = gain.where(gain > noise, -torch.inf).max(1)  # the first of equals
         spanned = live == -torch.inf
         if spanned.all():
             break
+        place = torch.where(spanned, rank[rows, pick], 2.0 + k - step)
+        rank = rank.scatter(1, pick[:, None], place[:, None])
         past = (factors[rows, None, :step, pick] @ factors[:, :step])[:, 0]  # (B, n)
-        new = (kernel[rows, pick] - past) / live[:, None].sqrt()
-        new = new.masked_fill(spanned[:, None], 0)
-        factors[:, step] = new
-        gain = gain - new.square()
-        gain[rows[~spanned], pick[~spanned]] = -torch.inf
-        rank[rows[~spanned], pick[~spanned]] = 2.0 + k - step
+        new = r[rows, pick, None] * similarity[rows, pick] * r - past
+        factors[:, step] = new / live[:, None].sqrt()  # NaN in a spanned image: no gain of it exceeds the noise again
+        gain = (gain - factors[:, step].square()).scatter(1, pick[:, None], -torch.inf)
     return top(rank, k)
 
 
@@ -75,5 +74,4 @@ class CDPruner(Pruner):
 
     def select(self, tokens: VisualTokens, question: Question) -> Tensor:
         r = rescale(relevance(tokens, question, self.sign, cosine=True), self.normalise)  # (B, n)
-        kernel = r[:, :, None] * gram(tokens.projected) * r[:, None]
-        return greedy_map(kernel, self.keeps(tokens.patches))
+        return greedy_map(gram(tokens.projected), r, self.keeps(tokens.patches))

@@ -34,6 +34,8 @@ def relevance(tokens: VisualTokens, question: Question, sign: str, cosine: bool)
     count = text.ne(0).any(-1).sum(1).clamp(min=1)  # (B,)
     mean = (unit(text) if cosine else text).sum(1) / count[:, None]  # (B, D_clip): the mean of products is a product
     patches = tokens.read("clip")  # (B, n, D_clip)
-    similar = dots(unit(patches) if cosine else patches, mean)  # (B, n)
+    similar = dots(patches, mean)  # (B, n)
+    if cosine:
+        similar = similar / patches.norm(dim=-1).clamp(min=1e-12)
     negative = question.clip_is_real if sign == "auto" else sign == "negative"
     return -similar if negative else similar

@@ -52,9 +52,9 @@ def gram(x: Tensor) -> Tensor:
 def dots(x: Tensor, v: Tensor) -> Tensor:
     """Products of each row of `x` (B, n, D) with `v` (B, D): (B, n).
 
-    A sum, not a batched matrix-vector product: that one rounds differently alone and inside a batch.
+    Image by image: a batched matrix-vector product rounds differently alone and inside a batch.
     """
-    return (x * v[:, None]).sum(-1)
+    return torch.stack([rows @ vector for rows, vector in zip(x, v)])
 
 
 def never_zero(x: Tensor, fallback: Tensor) -> Tensor:

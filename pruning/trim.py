@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from pruning.base import Pruner
 from pruning.clip_text import check_sign, relevance
 from pruning.merging import with_summary
-from pruning.ops import others, top
+from pruning.ops import dots, top
 from pruning.tokens import Question, VisualTokens, take
 
 
@@ -31,5 +33,7 @@ class Trim(Pruner):
         score = relevance(tokens, question, self.sign, cosine=False)
         kept = top(score, self.keeps(tokens.patches) - 1).sort(dim=1).values  # (B, K - 1)
         states = tokens.hidden.float()
-        rest = take(states, others(kept, tokens.count))
-        return with_summary(tokens, kept, take(states, kept), rest.mean(1))
+        mine = take(states, kept)
+        rest = torch.ones_like(score).scatter(1, kept, 0)  # 1 for the others
+        mean = dots(states.transpose(1, 2), rest) / rest.sum(1, keepdim=True)
+        return with_summary(tokens, kept, mine, mean)
