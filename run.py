@@ -58,10 +58,9 @@ def run(plan: object) -> float:
 def show_messages() -> None:
     """Progress messages of the packages go to stderr."""
     log = logging.getLogger("dcp_prune")
-    if not log.handlers:
-        log.addHandler(logging.StreamHandler(sys.stderr))
-        log.setLevel(logging.INFO)
-        log.propagate = False
+    log.handlers = [logging.StreamHandler(sys.stderr)]  # anew: the stream may have been replaced since the last call
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 def complain(line: str) -> None:

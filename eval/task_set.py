@@ -24,7 +24,7 @@ class ImageStore:
 
         table = pq.read_table(file, columns=["image_id", "image"])
         self.ids: list[Any] = table["image_id"].to_pylist()
-        self._bytes = dict(zip(self.ids, (cell["bytes"] for cell in table["image"].to_pylist())))
+        self._bytes = {name: cell["bytes"] for name, cell in zip(self.ids, table["image"].to_pylist()) if cell}
 
     def visual(self, doc: Mapping[str, Any]) -> list[Image.Image]:
         """The picture of a question, as lmms-eval's doc_to_visual returns it; decoding waits for the first use."""
