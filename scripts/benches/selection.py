@@ -3,7 +3,7 @@
 Writes results/embedded/bench/selection.json and selection.md. The official figures (`official_cpu_ms.csv`) come from
 another machine: they are multiplied by the ratio of one yardstick, DivPrune's arithmetic written plainly for an image
 (a product of 576 x 1024 features, top-2, 16 steps of gathering and an argmax), timed here and there (7.83 ms). The
-yardstick is timed next to each method, so that a busy machine slows both. Features are ready tensors: no tower runs, and
+yardstick is timed next to each method, so that a busy machine slows both. Features are ready tensors: no tower runs;
 of a method inside the tower only the last step (after the last block) is timed; ToMe's is the whole iteration.
 """
 
