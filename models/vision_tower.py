@@ -6,6 +6,7 @@ recomputed from that block's own projections (one query, so O(n) memory), hence 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 from dataclasses import replace
@@ -30,7 +31,7 @@ class VisionTower:
 
     Attributes:
         depth: blocks that run (L - 1 for `vision_feature_layer = -2`).
-        grid: rows and columns of patches of one crop.
+        grid: rows and columns of patches that become tokens: of the crop, or of its `window`.
     """
 
     def __init__(self, model: nn.Module, cache: StateCache | None = None) -> None:
@@ -43,6 +44,7 @@ class VisionTower:
         self.blocks = self.clip.encoder.layers
         side = self.clip.config.image_size // self.clip.config.patch_size
         self.grid = (side, side)
+        self.rows, self.columns = slice(0, side), slice(0, side)  # the window of each crop that the tokens come from
         self.cache = StateCache(0) if cache is None else cache
         self.clip_projection: nn.Module | None = None  # visual projection into CLIP's joint space, when given
 
@@ -50,6 +52,25 @@ class VisionTower:
     def patches(self) -> int:
         """N, patches of one crop."""
         return self.grid[0] * self.grid[1]
+
+    def window(self, rows: slice, columns: slice) -> VisionTower:
+        """The same tower with only a rectangle's patches as tokens: what lies outside (padding) is never selected.
+
+        Up to the first place where a method acts, the blocks see the whole crop. The cache is shared; patch numbers
+        and `grid` are those of the rectangle.
+        """
+        view = copy.copy(self)
+        view.rows, view.columns = rows, columns
+        view.grid = (rows.stop - rows.start, columns.stop - columns.start)
+        return view
+
+    def _inside(self, state: Tensor) -> Tensor:
+        """CLS and the window's tokens of whole crops: (B, 1 + side^2, D) -> (B, 1 + N, D)."""
+        side = self.clip.config.image_size // self.clip.config.patch_size
+        if self.grid == (side, side):
+            return state
+        image = state[:, 1:].unflatten(1, (side, side))[:, self.rows, self.columns]
+        return torch.cat([state[:, :1], image.flatten(1, 2)], 1)
 
     # --- blocks -----------------------------------------------------------------------------------------
     def embed(self, pixels: Tensor) -> Tensor:
@@ -63,12 +84,12 @@ class VisionTower:
 
         Position embeddings are interpolated bilinearly at the centres; a patch's own centre gives its own embedding.
         """
-        e, (rows, columns) = self.clip.embeddings, self.grid
+        e, side = self.clip.embeddings, self.clip.config.image_size // self.clip.config.patch_size
         b, k = patches.shape[:2]
         flat = patches.flatten(0, 1).to(e.patch_embedding.weight.dtype)
         x = e.patch_embedding(flat).reshape(b, k, -1)
         table = e.position_embedding.weight
-        image = table[1:].float().reshape(1, rows, columns, -1).permute(0, 3, 1, 2)  # (1, D, rows, columns)
+        image = table[1:].float().reshape(1, side, side, -1)[:, self.rows, self.columns].permute(0, 3, 1, 2)
         where = (positions.flip(-1) * 2 - 1).to(image)[None, None]  # grid_sample wants (x, y) in [-1, 1]
         place = nn.functional.grid_sample(image, where, padding_mode="border", align_corners=False)
         place = place[0, :, 0].T.to(x.dtype)  # (K, D)
@@ -100,7 +121,7 @@ class VisionTower:
 
     # --- states -----------------------------------------------------------------------------------------
     def states(self, pixels: Tensor, places: set[int], seed: Tensor | None = None) -> dict[int, Tensor]:
-        """Unpruned states (B, 1 + N, D) at `places`: the input of that block; `depth` is the tower's output.
+        """Unpruned states (B, 1 + N, D) of the window at `places` (the input of that block; `depth`: the output).
 
         Each image's states come from the cache or from one pass of the images that miss any of them.
         """
@@ -117,7 +138,7 @@ class VisionTower:
                         self.cache.put(images[b], layer, state.clone())  # a copy: a view would keep the batch alive
                 if layer < max(places):
                     x = self.block(layer, x)
-        return {place: torch.stack(rows) for place, rows in found.items()}
+        return {place: self._inside(torch.stack(rows)) for place, rows in found.items()}
 
     def full(self, pixels: Tensor, seed: Tensor | None = None) -> VisualTokens:
         """All N tokens (B, N, D) at the layer the projector reads."""
@@ -138,7 +159,7 @@ class VisionTower:
         if not schedule and not pruner.resizes_image:
             return self.full(pixels, seed)
         if pruner.resizes_image:
-            first, (patches, positions) = 0, pruner.patches(pixels, self.clip.config.patch_size, self.grid)
+            first, (patches, positions) = 0, pruner.patches(*self._cut(pixels), self.grid)
             x = self.embed_patches(patches, positions)
             cell = (positions * positions.new_tensor(self.grid)).long()  # the patch under each centre
             index = (cell[:, 0] * self.grid[1] + cell[:, 1]).expand(len(pixels), -1)
@@ -159,6 +180,12 @@ class VisionTower:
                 x = self.feed(layer, x)
         tokens = replace(tokens, hidden=x[:, 1:], cls=x[:, 0])
         return self._with_projections(tokens)
+
+    def _cut(self, pixels: Tensor) -> tuple[Tensor, int]:
+        """The window's pixels (B, 3, h, w) of whole crops, and the patch size."""
+        patch = self.clip.config.patch_size
+        rows, columns = (slice(s.start * patch, s.stop * patch) for s in (self.rows, self.columns))
+        return pixels[:, :, rows, columns], patch
 
     # --- features ---------------------------------------------------------------------------------------
     def _all(self, b: int, device: torch.device) -> Tensor:

@@ -1,0 +1,88 @@
+"""LLaVA-NeXT in the same wrapper: an image is several crops, and rows of a batch differ in visual length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from models.crops import Crops, Kept
+from models.llava import Answer, Llava
+from models.vision_tower import fingerprint
+from pruning.base import Pruner
+from pruning.errors import InputError
+
+
+@dataclass(frozen=True)
+class CropPixels:
+    """Pixels of a batch of images, whose numbers of crops differ."""
+
+    crops: list[Tensor]  # (C_i, 3, H, W)
+    sizes: list[tuple[int, int]]  # (height, width) before processing
+
+
+class LlavaNext(Llava):
+    """A loaded LLaVA-NeXT with its processor; `budget` is the total over five crops, each gets a fifth.
+
+    Args:
+        newline, unpad: how pruned crops are packed (`models.crops.Crops`).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        prompt: str,
+        cache_bytes: int = 768 * 2**20,
+        newline: str = "drop",
+        unpad: bool = True,
+    ) -> None:
+        super().__init__(model, processor, prompt, cache_bytes)
+        self.crops = Crops(model, self.tower, newline, unpad)
+
+    @property
+    def visual_tokens(self) -> int:
+        return self.crops.total
+
+    def pixels(self, images: list[Image.Image]) -> CropPixels:  # type: ignore[override]
+        """PIL images -> their crops; no crop of zeros fills up the batch."""
+        rgb = [image.convert("RGB") for image in images]
+        out = self.processor.image_processor(images=rgb, return_tensors="pt")
+        sizes = [(int(h), int(w)) for h, w in out["image_sizes"]]
+        pixels = [own[: self.crops.number(size)].to(self.device) for own, size in zip(out["pixel_values"], sizes)]
+        return CropPixels(pixels, sizes)
+
+    @torch.no_grad()
+    def prune(  # type: ignore[override]
+        self, pixels: CropPixels, pruner: Pruner, questions: list[list[str]] | None = None
+    ) -> list[Kept]:
+        """Kept tokens before the projector: one entry an image, or a question where the method reads the question."""
+        asked = question = None
+        if pruner.reads_question:
+            if questions is None:
+                raise InputError(f"{type(pruner).__name__} reads the question: give the questions of each image")
+            asked, question = [len(q) for q in questions], self.read([q for own in questions for q in own])
+        with self.stage("tower"):
+            return self.crops.prune(pixels.crops, pixels.sizes, pruner, asked, question)
+
+    def project(self, tokens: list[Kept]) -> list[Tensor]:  # type: ignore[override]
+        """Packed visual tokens of each row, (K_i, D_llm) in the language model's dtype."""
+        return [features.to(self.embed.weight.dtype) for features in self.crops.project(tokens)]
+
+    def _seeds(self, pixels: CropPixels) -> list[int]:  # type: ignore[override]
+        return [hash(tuple(fingerprint(own).tolist())) for own in pixels.crops]
+
+    def _full_sets(self, pixels: CropPixels, which: list[int]) -> list[Tensor]:  # type: ignore[override]
+        return self.crops.full([pixels.crops[b] for b in which], [pixels.sizes[b] for b in which])
+
+    def _sets(self, tokens: list[Kept]) -> list[Tensor]:  # type: ignore[override]
+        return [row.hidden for row in tokens]
+
+    def _answer(  # type: ignore[override]
+        self, text: str, logits: Tensor, tokens: list[Kept], row: int, shifts: dict[str, float]
+    ) -> Answer:
+        index = self.crops.index(tokens[row]).tolist()
+        return self._checked(text, logits, tokens[row].hidden, index, shifts, tokens[row].trace)

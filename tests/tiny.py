@@ -1,0 +1,92 @@
+"""Small random-weight models of the real classes, saved and loaded through the same path as the 7B ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from models.guard import guard_torchvision
+from models.load import load
+from tests.conftest import PROMPT, ROOT
+
+SIDE, PATCH = 56, 14  # 16 patches a crop
+PINPOINTS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [3 * SIDE, SIDE], [SIDE, 3 * SIDE]]
+SIZES = [(96, 96), (120, 70), (40, 160), (33, 41), (90, 200)]  # (width, height)
+
+
+def parts() -> tuple[dict, dict]:
+    """Vision and text configurations of 16 patches, 4 blocks (3 of them run), and a 2-layer Llama."""
+    vision = {
+        "model_type": "clip_vision_model",
+        "image_size": SIDE,
+        "patch_size": PATCH,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    }
+    text = {
+        "model_type": "llama",
+        "vocab_size": 84,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return vision, text
+
+
+def save(folder: Path, next_: bool) -> Path:
+    """Writes model and processor like a checkpoint of llava-hf."""
+    guard_torchvision()
+    import transformers as t
+    from transformers.models.clip import CLIPImageProcessorPil
+    from transformers.models.llava_next import LlavaNextImageProcessorPil
+
+    vision, text = parts()
+    shared = {"image_token_index": 4, "vision_feature_layer": -2, "pad_token_id": 0, "eos_token_id": 2}
+    sizes = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+    tokenizer = t.AutoTokenizer.from_pretrained(ROOT / "models" / "mini")
+    place = {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    torch.manual_seed(0)
+    if next_:
+        config = t.LlavaNextConfig(vision_config=vision, text_config=text, image_grid_pinpoints=PINPOINTS, **shared)
+        model = t.LlavaNextForConditionalGeneration(config)
+        images = LlavaNextImageProcessorPil(image_grid_pinpoints=PINPOINTS, **sizes)
+        processor = t.LlavaNextProcessor(images, tokenizer, chat_template=tokenizer.chat_template, **place)
+    else:
+        model = t.LlavaForConditionalGeneration(
+            t.LlavaConfig(vision_config=vision, text_config=text, image_seq_length=16, **shared)
+        )
+        images = CLIPImageProcessorPil(**sizes)
+        processor = t.LlavaProcessor(images, tokenizer, chat_template=tokenizer.chat_template, **place)
+    with torch.no_grad():  # random weights answer from the picture only where its tokens are loud
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1:
+                weight.mul_(4 if "projector" in name or "patch_embedding" in name else 3)
+    model.generation_config.eos_token_id = 2
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def build(folder: Path, next_: bool, **options):
+    """The wrapper around the saved model, float32 on the CPU."""
+    return load(str(save(folder, next_)), PROMPT, dtype="float32", device="cpu", **options)
+
+
+def pictures(n: int = len(SIZES)) -> list[Image.Image]:
+    """`n` images of different sizes: coarse random colours, so that crops differ."""
+    random = np.random.default_rng(0)
+    return [
+        Image.fromarray(random.integers(0, 255, (5, 5, 3), dtype=np.uint8)).resize(size, Image.Resampling.NEAREST)
+        for size in SIZES[:n]
+    ]
