@@ -130,9 +130,9 @@ def correlations(table: pd.DataFrame) -> list[str]:
     ]
     n = [f"{s} (n = {int(rows.loc[rows['scope'] == s, 'n'].max()):,})" for s in SCOPES]
     return ["### Shift against accuracy (Spearman)",
-            "Below zero: less shift goes with more accuracy. Intervals draw methods in the first two columns, images "
-            "in the others. *Minus null*: after subtracting what a random subset of the same size has on the same "
-            "question. Pearson and Kendall: shift_correlation.csv.",
+            "Below zero: less shift goes with more accuracy. Intervals draw methods in the first two columns, "
+            "images in the others. *Minus null*: after subtracting what a random subset of the same size has on the "
+            "same question. Pearson and Kendall: shift_correlation.csv.",
             grid(["metric", *n], body)]  # fmt: skip
 
 
@@ -142,16 +142,23 @@ def strength(value: float) -> float:
 
 
 def beside_paper(table: pd.DataFrame) -> list[str]:
-    """The paper's cells and ours."""
+    """The paper's cells and ours; of another model only Avg %, since no cell of it can be judged."""
     if not len(table):
         return []
+    foreign = table["why"].str.startswith("another model").all()
+    rows = table[table["column"] == "avg_percent"] if foreign else table
+    words = (
+        f"The paper has no such model: {table['why'].iloc[0]}. Its Avg % on LLaVA-1.5-7B stands beside ours to "
+        "compare the order of the methods, not the numbers; all cells are in paper.csv."
+        if foreign
+        else "*below* and *above*: our whole interval is below or above the paper's number."
+    )
     body = [
         [r["method"], str(r["budget"]), r["column"], f"{r['paper']:g}", spread(r["ours"], r["low"], r["high"]),
          r["verdict"] + (f": {r['why']}" if r["why"] else "")]
-        for r in table.to_dict("records")
+        for r in rows.to_dict("records")
     ]  # fmt: skip
-    return ["### The paper's table beside ours", "The verdict says where the paper's number lies to our interval: "
-            "*below* and *above* are ours against the paper's.",
+    return ["### The paper's table beside ours", words,
             grid(["method", "budget", "column", "paper", "ours", "verdict"], body)]  # fmt: skip
 
 

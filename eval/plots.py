@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +10,33 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-from eval.sweep import Sweep
+from eval.sweep import VANILLA, Sweep
 from eval.tables import AVERAGE, REFERENCE
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A4FBF", "#6B6B6B")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 OURS = {"color": "black", "marker": "*", "linestyle": "-", "linewidth": 2.4, "markersize": 11, "zorder": 5}
+FULL = {"color": "0.35", "marker": "d", "linestyle": ":", "linewidth": 1.4, "markersize": 9, "zorder": 4}
 LOOK = {
     "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "axes.axisbelow": True, "legend.frameon": False, "svg.hashsalt": "dcp-prune", "svg.fonttype": "none",
 }  # fmt: skip
 
 
-def style(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+def style(sweep: Sweep) -> dict[str, dict[str, Any]]:
     """Line properties of each method, the same in every figure of a sweep; acgr_tatcs in black with stars."""
-    out: dict[str, dict[str, Any]] = {}
-    for i, label in enumerate(sorted(set(labels) - {REFERENCE})):
+    labels = {sweep.points[p].label for p in sweep.pruned()} - {REFERENCE}
+    out: dict[str, dict[str, Any]] = {REFERENCE: OURS, VANILLA: FULL}
+    for i, label in enumerate(sorted(labels)):
         out[label] = {
             "color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linewidth": 1.4,
             "linestyle": LINES[(i + i // len(COLOURS)) % len(LINES)], "markersize": 6, "zorder": 3,
         }  # fmt: skip
-    out[REFERENCE] = OURS
     return out
 
 
@@ -43,7 +45,7 @@ def draw_all(
 ) -> list[Path]:
     """Every figure that the sweep's points allow, as PNG (150 dpi) and SVG; the PNG's paths."""
     points = point_table(sweep, summary, timing, metric)
-    pruned = points[points["method"] != "vanilla"]
+    pruned = points[points["method"] != VANILLA]
     figures: dict[str, Figure | None] = {}
     with mpl.rc_context(LOOK):
         if len(pruned):
@@ -117,6 +119,13 @@ def budgets_axis(axes: Axes, budgets: Iterable[int]) -> None:
     axes.set_xlabel("visual tokens kept (budget)")
 
 
+def plain(axis: Axis) -> None:
+    """Numbers such as 0.2 and 30 on a logarithmic axis, few enough not to touch."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def ranked(points: pd.DataFrame, by: str, ascending: bool) -> list[str]:
     """Methods by their value at their smallest budget, as the lines end on the left."""
     first = points.sort_values("budget").groupby("method", sort=False).first()
@@ -126,8 +135,8 @@ def ranked(points: pd.DataFrame, by: str, ascending: bool) -> list[str]:
 def accuracy_budget(sweep: Sweep, points: pd.DataFrame) -> Figure:
     """Accuracy against budget with 95 % bands."""
     figure, axes = canvas(f"Accuracy against budget\n{note(sweep)}; bands: 95 % bootstrap over images", (9.2, 6.2))
-    pruned, full = points[points["method"] != "vanilla"], points[points["method"] == "vanilla"]
-    look = style(pruned["method"])
+    pruned, full = points[points["method"] != VANILLA], points[points["method"] == VANILLA]
+    look = style(sweep)
     for label, part in pruned.sort_values("budget").groupby("method"):
         axes.plot(part["budget"], part["y"], label=label, **look[label])
         strength = 0.22 if label == REFERENCE else 0.5 / (4 + pruned["method"].nunique())
@@ -143,12 +152,13 @@ def accuracy_budget(sweep: Sweep, points: pd.DataFrame) -> Figure:
 def shift_budget(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:
     """Distribution shift against budget."""
     figure, axes = canvas(f"Distribution shift against budget\n{note(sweep)}", (9.2, 6.2))
-    look = style(pruned["method"])
+    look = style(sweep)
     for label, part in pruned.sort_values("budget").groupby("method"):
         axes.plot(part["budget"], part["shift"], label=label, **look[label])
     budgets_axis(axes, pruned["budget"])
     if (pruned["shift"].dropna() > 0).all():
         axes.set_yscale("log")
+        plain(axes.yaxis)
     axes.set_ylabel(metric_name(metric))
     legend(axes, ranked(pruned, "shift", False))
     return figure
@@ -169,7 +179,7 @@ def shift_accuracy(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:
     x, y = good["shift"].to_numpy(float), good["y"].to_numpy(float)
     log = bool(len(x)) and (x > 0).all()
     figure, axes = canvas("", (9.2, 6.2))
-    look = style(pruned["method"])
+    look = style(sweep)
     largest = np.log2(max(good["budget"].max(), 2))
     for label, part in good.groupby("method"):
         props = look[label]
@@ -192,6 +202,7 @@ def shift_accuracy(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:
     )
     if log:
         axes.set_xscale("log")
+        plain(axes.xaxis)
     axes.set_xlabel(metric_name(metric))
     axes.set_ylabel(y_name(pruned, sweep))
     legend(axes, [*ranked(good, "y", False), "least squares"])
@@ -204,13 +215,11 @@ def time_accuracy(sweep: Sweep, points: pd.DataFrame) -> Figure | None:
     if not len(good):
         return None
     figure, axes = canvas(f"Time against accuracy (all stages, without loading)\n{note(sweep)}", (9.2, 6.2))
-    look = style(good["method"])
+    look = style(sweep)
     for label, part in good.sort_values("budget").groupby("method"):
         axes.plot(part["ms"], part["y"], label=label, alpha=0.9, **look[label])
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-    axes.xaxis.set_minor_formatter(mpl.ticker.FormatStrFormatter("%g"))
-    axes.tick_params(axis="x", which="minor", labelsize=8)
+    plain(axes.xaxis)
     axes.set_xlabel("time a question (ms)")
     axes.set_ylabel(y_name(points, sweep))
     legend(axes, ranked(good, "y", False))
@@ -226,19 +235,13 @@ def overlap_matrix(table: pd.DataFrame, budget: int) -> Figure:
         (2.6 + 0.46 * m, 1.6 + 0.42 * m),
     )
     axes.grid(False)
-    shown = axes.imshow(square, cmap="cividis", vmin=0, vmax=1)
+    values = np.where(np.eye(m, dtype=bool), np.nan, square.to_numpy())
+    most = max(float(np.nanmax(values)), 0.1)
+    shown = axes.imshow(values, cmap="cividis", vmin=0, vmax=most)
     axes.set_xticks(range(m), square.columns, rotation=90)
     axes.set_yticks(range(m), square.index)
-    for i, j in product(range(m), range(m)):
-        value = square.iat[i, j]
-        axes.text(
-            j,
-            i,
-            f"{100 * value:.0f}",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="black" if value > 0.55 else "white",
-        )
+    for i, j in np.argwhere(np.isfinite(values)):
+        colour = "black" if values[i, j] > 0.6 * most else "white"
+        axes.text(j, i, f"{100 * values[i, j]:.0f}", ha="center", va="center", fontsize=8, color=colour)
     figure.colorbar(shown, ax=axes, shrink=0.8, label="IoU (cells: percent)")
     return figure

@@ -18,7 +18,7 @@ from eval.sweep import Sweep, kept_indices, overlap, read_sweeps
 from pruning.errors import InputError
 
 KAPPA = "gaussian_kl"
-DIGITS = {"score": 2, "low": 2, "high": 2, "ratio": 2, "ratio_low": 2, "ratio_high": 2, "hard": 2, "difference": 3}
+DIGITS = {"summary": 2, "tests": 8}  # decimals; 5 in the other tables
 
 
 def write_report(folder: str | Path, figures: bool = True) -> Path:
@@ -44,7 +44,11 @@ def write_report(folder: str | Path, figures: bool = True) -> Path:
         pictures = draw(sweep, parts, folder, len(sweeps) > 1) if figures else []
         sections.append(markdown.section(sweep, parts, pictures))
     for name, parts_of in found.items():
-        write_csv(pd.concat([part for part in parts_of if len(part)] or parts_of), folder / f"{name}.csv")
+        write_csv(
+            pd.concat([part for part in parts_of if len(part)] or parts_of),
+            folder / f"{name}.csv",
+            DIGITS.get(name, 5),
+        )
     path = folder / "report.md"
     path.write_text(markdown.document(sections, failures), encoding="utf-8")
     return path
@@ -99,13 +103,12 @@ def draw(sweep: Sweep, parts: dict[str, pd.DataFrame], folder: Path, several: bo
     return [path.relative_to(folder) for path in made]
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> None:
+def write_csv(table: pd.DataFrame, path: Path, digits: int) -> None:
     """A table with fixed rounding, so that equal records give equal bytes; no file for an empty one."""
     if not len(table.columns) or not len(table):
         path.unlink(missing_ok=True)
         return
-    rounded = table.round({name: DIGITS.get(name, 5) for name in table.select_dtypes("floating")})
-    rounded.to_csv(path, index=False, lineterminator="\n")
+    table.round(digits).to_csv(path, index=False, lineterminator="\n")
 
 
 def main(words: list[str] | None = None) -> int:
