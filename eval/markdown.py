@@ -113,8 +113,8 @@ def hard(summary: pd.DataFrame) -> list[str]:
     counts = rows.groupby("budget")["hard_n"].max()
     size = ", ".join(f"{n:,} at {budget}" for budget, n in counts.sort_index(ascending=False).items())
     return ["### Hard subset (%)",
-            f"Accuracy on the questions that the unpruned model gets right and `{PEER}` to the same budget gets wrong "
-            f"(questions: {size}).",
+            f"Accuracy on the questions that the unpruned model gets right and `{PEER}` to the same budget gets "
+            f"wrong (questions: {size}).",
             methods_by_budgets(rows[rows["method"] != PEER], ("hard",), {})]  # fmt: skip
 
 
