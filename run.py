@@ -93,8 +93,19 @@ def main(words: list[str] | None = None) -> int:
     GlobalHydra.instance().clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, and leave as one line
     before, sys.argv = sys.argv, ["run.py", *words]
+    kept: list[Exception] = []
+
+    def job(config: object) -> float:
+        try:
+            return point(config)
+        except Exception as error:  # kept from Hydra, which would print its own lines
+            kept.append(error)
+            return float("nan")
+
     try:
-        hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="config")(point)()
+        hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="config")(job)()
+        if kept:
+            raise kept[0]
     except InputError as error:
         complain(str(error))
         return 2

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from eval.journal import Journal
@@ -131,6 +131,8 @@ class PrunedLlava(lmms):
         for group in batch:
             try:
                 images.append(decode(visuals(group.requests[0], self.task_dict)))
+            except UnidentifiedImageError:  # its message names a memory address
+                images.append("image: not a picture in any known format")
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 images.append(f"image: {error}")
         good = [(g, i) for g, i in zip(batch, images) if not isinstance(i, str)]
@@ -148,7 +150,9 @@ class PrunedLlava(lmms):
             return work(batch, images)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
-                raise InputError("out of memory with one image; use a GPU with more memory or dtype=bfloat16") from None
+                raise InputError(
+                    "out of memory with one image; use a GPU with more memory or dtype=bfloat16"
+                ) from None
             torch.cuda.empty_cache()
             half = len(batch) // 2
             return self._halving(batch[:half], images[:half], work) + self._halving(batch[half:], images[half:], work)

@@ -51,9 +51,10 @@ def one_line(error: BaseException) -> str:
         name = override[1]
         return f"unknown option '{name}'{nearest_option(name)}"
     value = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text)
+    value = value or re.search(r"Value '(.*?)' is not a valid (\w+)", text)
     place = re.search(r"full_key: (\S+)", text)
     if value and place:
-        kind = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false"}.get(value[2], value[2])
+        kind = {"Integer": "an integer", "Float": "a number", "bool": "true or false"}.get(value[2], value[2])
         return f"{place[1]} must be {kind}, got {value[1]!r}"
     first = " ".join(line.strip() for line in str(chain[-1] or error).strip().splitlines() if line.strip())
     return re.sub(r"\s*See https?://\S+.*", "", first) or type(error).__name__

@@ -43,7 +43,9 @@ class Record:
         try:
             return json.loads((self.folder / METRICS).read_text())
         except (OSError, ValueError) as error:
-            raise InputError(f"'{self.folder}' is not a record of a run; move it away or choose another out=") from error
+            raise InputError(
+                f"'{self.folder}' is not a record of a run; move it away or choose another out="
+            ) from error
 
     def finished(self) -> bool:
         """Whether the very same point is recorded as finished.
@@ -131,7 +133,9 @@ def disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(f"disk full while writing '{folder}'; free some space and run the same command") from error
+            raise InputError(
+                f"disk full while writing '{folder}'; free some space and run the same command"
+            ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
             raise InputError(f"cannot write '{folder}': {error.strerror}; choose another out=") from error
         raise

@@ -246,7 +246,9 @@ def official_names() -> list[str]:
     assert spec is not None and spec.submodule_search_locations
     folder = Path(spec.submodule_search_locations[0]) / "tasks"
     named = re.compile(r"^(?:task|group): *[\"']?([\w.-]+)", re.M)
-    return sorted({name for path in folder.rglob("*.yaml") for name in named.findall(path.read_text(errors="replace"))})
+    return sorted(
+        {name for path in folder.rglob("*.yaml") for name in named.findall(path.read_text(errors="replace"))}
+    )
 
 
 def visual_tokens(path: str) -> int | None:

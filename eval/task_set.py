@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from eval.settings import TASKS, data_folder, embedded_names
 from pruning.errors import InputError
@@ -47,7 +47,11 @@ def decode(images: list[Any]) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"image of {width} x {height} pixels is too large or too narrow")
-    return image.convert("RGB")
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:  # a library that lmms-eval imports turns leniency on; half a picture must not be scored
+        return image.convert("RGB")
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 @functools.lru_cache(maxsize=4)

@@ -32,9 +32,9 @@ def write_data(folder: Path, images: list[bytes], questions: dict[int, str] | No
     split = folder / "test"
     split.mkdir(parents=True)
     names = [f"test-{i:04d}" for i in range(len(images))]
-    pd.DataFrame({"image_id": names, "image": [{"bytes": b, "path": None} for b in images], "boxes": "[]"}).to_parquet(
-        split / "images.parquet"
-    )
+    pd.DataFrame(
+        {"image_id": names, "image": [{"bytes": b, "path": None} for b in images], "boxes": "[]"}
+    ).to_parquet(split / "images.parquet")
     for task in ("gqa", "mme", "pope", "sqa", "textvqa"):
         rows = [row for i, name in enumerate(names) for row in asked(task, i, name)]
         for row in rows:

@@ -15,7 +15,18 @@ from eval.journal import Journal
 from tests.sandbox import call, encoded, picture, write_data
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = ["task", "doc_id", "question_id", "image_id", "type", "pair_id", "question", "target", "prediction", "score"]
+COLUMNS = [
+    "task",
+    "doc_id",
+    "question_id",
+    "image_id",
+    "type",
+    "pair_id",
+    "question",
+    "target",
+    "prediction",
+    "score",
+]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +74,11 @@ def test_record_holds_the_contract(out: Path) -> None:
     assert [v["n"] for v in metrics["tasks"].values()] == [4, 8, 4, 4, 4] and metrics["failed"] == 0
     assert list(samples.columns[:10]) == COLUMNS and len(samples) == 24
     assert all(len(set(x)) == 16 and list(x) == sorted(x) for x in samples["index"])
-    assert (samples.visual_tokens == 16).all() and samples.output_kl.ge(0).all() and samples.shift_gaussian_kl.gt(0).all()
+    assert (
+        (samples.visual_tokens == 16).all()
+        and samples.output_kl.ge(0).all()
+        and samples.shift_gaussian_kl.gt(0).all()
+    )
     assert len(list((record(out) / "pictures").glob("*.png"))) == 2
     full, unpruned = load(record(out, "vanilla", 576))
     assert (unpruned.visual_tokens == 576).all() and unpruned.output_kl.isna().all()
