@@ -144,11 +144,12 @@ def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p values (n,) after Holm's correction over the finite ones; NaN stays NaN."""
-    from statsmodels.stats.multitest import multipletests  # slow import
+    """p values (n,) after Holm's step-down correction over the finite ones; NaN stays NaN.
 
+    The same as statsmodels' multipletests, which runs the garbage collector in every call: 0.3 s in a full process.
+    """
     p = np.asarray(p, np.float64)
-    out, given = np.full(p.shape, np.nan), np.isfinite(p)
-    if given.any():
-        out[given] = multipletests(p[given], method="holm")[1]
+    out, order = np.full(p.shape, np.nan), np.argsort(p)[: np.isfinite(p).sum()]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    out[order] = np.maximum.accumulate(steps).clip(max=1)
     return out

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from eval.correlation import KINDS, between_points, between_samples, weighted, within_units
 from eval.paper import COLUMNS, PAPER, TABLES
@@ -80,6 +81,8 @@ def test_mcnemar_is_the_binomial_test_and_holm_steps_down():
     a, b = np.array([1] * 12 + [0] * 3 + [1] * 40), np.array([0] * 12 + [1] * 3 + [1] * 40)
     assert mcnemar(a, b) == pytest.approx(stats.binomtest(3, 15).pvalue)
     assert mcnemar(a, a) == 1
+    p = np.random.default_rng(6).random(50) ** 4
+    np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1])
     np.testing.assert_allclose(holm([0.04, np.nan, 0.01, 0.03]), [0.06, np.nan, 0.03, 0.06])
 
 
