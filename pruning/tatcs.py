@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruning.base import Pruner
 from pruning.errors import InputError
-from pruning.ops import cosine, standardise, top
+from pruning.ops import cosine, dots, standardise, top
 from pruning.shift import known, shift
 from pruning.tokens import Question, VisualTokens
 
@@ -149,7 +149,7 @@ def representatives(similar: Tensor, weight: Tensor, k: int) -> Tensor:
     taken = torch.zeros_like(weight, dtype=torch.bool)
     picks = []
     for _ in range(k):
-        gain = (F.relu(similar - cover[:, None]) @ weight[..., None])[..., 0]  # (B, n)
+        gain = dots(F.relu(similar - cover[:, None]), weight)  # (B, n)
         pick = gain.masked_fill(taken, -torch.inf).argmax(1, keepdim=True)
         picks.append(pick)
         taken = taken.scatter(1, pick, True)

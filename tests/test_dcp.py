@@ -190,7 +190,7 @@ def test_assignment_and_reselection_equal_the_naive_loop(seed: int) -> None:
             assert again[b, k] == max(worth, key=lambda i: worth[i])
 
 
-def test_reselection_divides_by_the_size_and_prefers_weight_and_centrality() -> None:
+def test_reselection_prefers_weight_and_centrality() -> None:
     similar = torch.tensor([[[1.0, 0.9, 0.1], [0.9, 1.0, 0.8], [0.1, 0.8, 1.0]]])
     one = torch.zeros(1, 3, dtype=torch.long)
     assert reselect(similar, torch.ones(1, 3), one, 1).item() == 1
