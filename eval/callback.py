@@ -27,6 +27,10 @@ class Report(Callback):
         from eval.report import write_report
 
         write_report(folder)
+        if config.tracking.name != "none":
+            from eval.tracking import log_sweep
+
+            log_sweep(folder, config.tracking)
         found = [json.loads(path.read_text()) for path in records]
         if any(m["status"] == "failed" and m["created"] >= self.start for m in found):
             raise SystemExit(1)

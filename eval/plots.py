@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from eval.sweep import VANILLA, Sweep
-from eval.tables import AVERAGE, REFERENCE
+from eval.tables import REFERENCE
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A4FBF", "#6B6B6B")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
@@ -41,10 +41,12 @@ def style(sweep: Sweep) -> dict[str, dict[str, Any]]:
 
 
 def draw_all(
-    sweep: Sweep, summary: pd.DataFrame, timing: pd.DataFrame, overlaps: pd.DataFrame, metric: str, folder: Path
+    sweep: Sweep, points: pd.DataFrame, timing: pd.DataFrame, overlaps: pd.DataFrame, metric: str, folder: Path
 ) -> list[Path]:
     """Every figure that the sweep's points allow, as PNG (150 dpi) and SVG; the PNG's paths."""
-    points = point_table(sweep, summary, timing, metric)
+    stages = [name for name in timing if name.endswith("_ms") and not name.startswith("load")]
+    spent = timing[stages].sum(axis=1, min_count=1)
+    points = points.assign(shift=points.get(metric, np.nan), ms=spent)
     pruned = points[points["method"] != VANILLA]
     figures: dict[str, Figure | None] = {}
     with mpl.rc_context(LOOK):
@@ -66,21 +68,7 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def point_table(sweep: Sweep, summary: pd.DataFrame, timing: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """A row a point: method, budget, y with its interval (Avg %, or mean score), mean shift, ms a question."""
-    rows = summary[summary["task"] == AVERAGE].reset_index(drop=True)
-    name = "ratio" if rows["ratio"].notna().any() else "score"
-    ends = ("ratio_low", "ratio_high") if name == "ratio" else ("low", "high")
-    shift = sweep.shift.get(metric, np.full(sweep.score.shape, np.nan))
-    stages = [c for c in timing.columns if c.endswith("_ms") and not c.startswith("load")]
-    return pd.DataFrame({
-        "method": rows["method"], "budget": rows["budget"], "y": rows[name], "low": rows[ends[0]],
-        "high": rows[ends[1]], "shift": [np.nanmean(r) if np.isfinite(r).any() else np.nan for r in shift],
-        "ms": timing[stages].sum(axis=1, min_count=1),
-    })  # fmt: skip
-
-
-def y_name(points: pd.DataFrame, sweep: Sweep) -> str:
+def y_name(sweep: Sweep) -> str:
     """Label of the accuracy axis."""
     return "mean task score (%)" if sweep.vanilla is None else "Avg % of the unpruned model"
 
@@ -138,14 +126,14 @@ def accuracy_budget(sweep: Sweep, points: pd.DataFrame) -> Figure:
     pruned, full = points[points["method"] != VANILLA], points[points["method"] == VANILLA]
     look = style(sweep)
     for label, part in pruned.sort_values("budget").groupby("method"):
-        axes.plot(part["budget"], part["y"], label=label, **look[label])
+        axes.plot(part["budget"], part["accuracy"], label=label, **look[label])
         strength = 0.22 if label == REFERENCE else 0.5 / (4 + pruned["method"].nunique())
         axes.fill_between(part["budget"], part["low"], part["high"], color=look[label]["color"], alpha=strength, lw=0)
-    for y in full["y"]:
+    for y in full["accuracy"]:
         axes.axhline(y, color="0.35", linewidth=1, linestyle=(0, (1, 1)), label="vanilla (no pruning)")
     budgets_axis(axes, pruned["budget"])
-    axes.set_ylabel(y_name(points, sweep))
-    legend(axes, ["vanilla (no pruning)", *ranked(pruned, "y", False)])
+    axes.set_ylabel(y_name(sweep))
+    legend(axes, ["vanilla (no pruning)", *ranked(pruned, "accuracy", False)])
     return figure
 
 
@@ -175,8 +163,8 @@ def shift_accuracy(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:
     """Shift against accuracy, a mark a point, with the least-squares line and its correlations."""
     from scipy import stats
 
-    good = pruned.dropna(subset=["shift", "y"])
-    x, y = good["shift"].to_numpy(float), good["y"].to_numpy(float)
+    good = pruned.dropna(subset=["shift", "accuracy"])
+    x, y = good["shift"].to_numpy(float), good["accuracy"].to_numpy(float)
     log = bool(len(x)) and (x > 0).all()
     figure, axes = canvas("", (9.2, 6.2))
     look = style(sweep)
@@ -184,8 +172,8 @@ def shift_accuracy(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:
     for label, part in good.groupby("method"):
         props = look[label]
         size = 30 + 130 * np.log2(part["budget"]) / largest
-        axes.scatter(part["shift"], part["y"], s=size, color=props["color"], marker=props["marker"], alpha=0.85,
-                     linewidths=0.4, edgecolors="white", label=label, zorder=3)  # fmt: skip
+        axes.scatter(part["shift"], part["accuracy"], s=size, color=props["color"], marker=props["marker"],
+                     alpha=0.85, linewidths=0.4, edgecolors="white", label=label, zorder=3)  # fmt: skip
     words = f"n = {len(x)} points"
     if len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0:
         u = np.log10(x) if log else x
@@ -204,25 +192,25 @@ def shift_accuracy(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:
         axes.set_xscale("log")
         plain(axes.xaxis)
     axes.set_xlabel(metric_name(metric))
-    axes.set_ylabel(y_name(pruned, sweep))
-    legend(axes, [*ranked(good, "y", False), "least squares"])
+    axes.set_ylabel(y_name(sweep))
+    legend(axes, [*ranked(good, "accuracy", False), "least squares"])
     return figure
 
 
 def time_accuracy(sweep: Sweep, points: pd.DataFrame) -> Figure | None:
     """Time a question against accuracy; a line joins a method's budgets."""
-    good = points.dropna(subset=["ms", "y"])
+    good = points.dropna(subset=["ms", "accuracy"])
     if not len(good):
         return None
     figure, axes = canvas(f"Time against accuracy (all stages, without loading)\n{note(sweep)}", (9.2, 6.2))
     look = style(sweep)
     for label, part in good.sort_values("budget").groupby("method"):
-        axes.plot(part["ms"], part["y"], label=label, alpha=0.9, **look[label])
+        axes.plot(part["ms"], part["accuracy"], label=label, alpha=0.9, **look[label])
     axes.set_xscale("log")
     plain(axes.xaxis)
     axes.set_xlabel("time a question (ms)")
-    axes.set_ylabel(y_name(points, sweep))
-    legend(axes, ranked(good, "y", False))
+    axes.set_ylabel(y_name(sweep))
+    legend(axes, ranked(good, "accuracy", False))
     return figure
 
 

@@ -1,8 +1,9 @@
 """What a sweep says, from its record folders alone: `python -m eval.report FOLDER`.
 
-Below FOLDER it writes summary.csv, shift_correlation.csv, tests.csv, overlap.csv, paper.csv (where the paper has such
-cells), report.md and figures/; timings.csv holds all that differs between two runs of the same sweep. Equal records
-give equal bytes. With several models or splits, the tables hold all of them and the figures lie in a folder each.
+Below FOLDER it writes summary.csv, points.csv, shift_correlation.csv, tests.csv, overlap.csv, paper.csv (where the
+paper has such cells), report.md and figures/; timings.csv holds all that differs between two runs of the same sweep.
+Equal records give equal bytes. With several models or splits, the tables hold all of them and the figures lie in a
+folder each.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def all_tables(sweep: Sweep) -> dict[str, pd.DataFrame]:
     summary = tables.summary(sweep)
     return {
         "summary": summary,
+        "points": tables.points(sweep, summary),
         "shift_correlation": tables.shift_correlation(sweep),
         "tests": tables.tests(sweep),
         "overlap": overlaps(sweep),
@@ -99,7 +101,7 @@ def draw(sweep: Sweep, parts: dict[str, pd.DataFrame], folder: Path, several: bo
 
     place = folder / "figures" / (f"{sweep.model}-{sweep.split}" if several else "")
     place.mkdir(parents=True, exist_ok=True)
-    made = draw_all(sweep, parts["summary"], parts["timings"], parts["overlap"], KAPPA, place)
+    made = draw_all(sweep, parts["points"], parts["timings"], parts["overlap"], KAPPA, place)
     return [path.relative_to(folder) for path in made]
 
 

@@ -48,6 +48,23 @@ def summary(sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"failed": "Int64"})
 
 
+def points(sweep: Sweep, summary: pd.DataFrame) -> pd.DataFrame:
+    """A row a point: accuracy (Avg %; the mean score where there is no unpruned model), low, high, mean shifts."""
+    rows = summary[summary["task"] == AVERAGE].reset_index(drop=True)
+    value = ("score", "low", "high") if sweep.vanilla is None else ("ratio", "ratio_low", "ratio_high")
+    table = rows[["model", "split", "method", "budget"]].assign(
+        **{name: rows[column] for name, column in zip(("accuracy", "low", "high"), value)}
+    )
+    return table.assign(**{metric: mean_rows(shift) for metric, shift in sweep.shift.items()})
+
+
+def mean_rows(values: np.ndarray) -> np.ndarray:
+    """Means (P,) over the finite values of each row of (P, Q); NaN where there is none."""
+    finite = np.isfinite(values)
+    total = np.where(finite, values, 0).sum(1, dtype=np.float64)
+    return np.divide(total, finite.sum(1), out=np.full(len(values), np.nan), where=finite.any(1))
+
+
 def with_mean(values: np.ndarray) -> np.ndarray:
     """Values (..., P, T) with their mean over tasks as a last column, NaN where a task is missing."""
     return np.concatenate([values, values.mean(-1, keepdims=True)], -1)
@@ -131,7 +148,7 @@ def shift_correlation(sweep: Sweep) -> pd.DataFrame:
     beyond = [p for p in chosen if p in null]
     y, above = sweep.score[chosen], less_null(sweep.score, beyond, null)
     for metric, shift in sweep.shift.items():
-        mean = np.array([np.nanmean(row) if np.isfinite(row).any() else np.nan for row in shift[chosen]])
+        mean = mean_rows(shift[chosen])
         x, less = shift[chosen], less_null(shift, beyond, null)
         ways: list[Callable[[str], Correlation]] = [
             lambda kind, x=mean: between_points(x, accuracy, label, kind),

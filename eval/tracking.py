@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import yaml
 
+from eval.report import KAPPA
+from eval.sweep import VANILLA
 from pruning.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,17 +48,17 @@ def log_sweep(folder: str | Path, tracking: Mapping[str, Any]) -> None:
     """
     folder = Path(folder)
     with run(tracking, folder, f"sweep-{folder.name}", "sweep", {"folder": folder.name}) as (wandb, log):
-        media: dict[str, Any] = {}
-        for name in ("summary", "shift_correlation", "tests", "paper"):
-            if (folder / f"{name}.csv").is_file():
-                table = pd.read_csv(folder / f"{name}.csv")
-                media[name] = wandb.Table(dataframe=table)
-                if name == "shift_correlation":
-                    log.summary.update({f"correlation/{key}": value for key, value in correlations(table).items()})
-        points = scatter_rows(folder)
-        media["shift_accuracy"] = wandb.plot.scatter(
-            wandb.Table(dataframe=points), "kappa", "accuracy", title="Distribution shift against accuracy"
-        )
+        names = ("summary", "points", "shift_correlation", "tests", "paper")
+        tables = {name: pd.read_csv(folder / f"{name}.csv") for name in names if (folder / f"{name}.csv").is_file()}
+        media: dict[str, Any] = {name: wandb.Table(dataframe=table) for name, table in tables.items()}
+        if "shift_correlation" in tables:
+            known = correlations(tables["shift_correlation"])
+            log.summary.update({f"correlation/{key}": value for key, value in known.items()})
+        if KAPPA in tables["points"]:
+            table = tables["points"].dropna(subset=[KAPPA, "accuracy"])
+            table = wandb.Table(dataframe=table[table["method"] != VANILLA])
+            title = "Distribution shift against accuracy"
+            media["shift_accuracy"] = wandb.plot.scatter(table, KAPPA, "accuracy", title=title)
         for path in sorted((folder / "figures").rglob("*.png")):
             media[f"figures/{path.relative_to(folder / 'figures').with_suffix('').as_posix()}"] = wandb.Image(
                 str(path)
@@ -104,22 +106,6 @@ def correlations(table: pd.DataFrame) -> dict[str, float]:
     """shift_correlation.csv as <model>/<split>/<scope>/<metric>/<kind> -> coefficient, where it is defined."""
     keys = table[["model", "split", "scope", "metric", "kind"]].astype(str).agg("/".join, axis=1)
     return {key: float(value) for key, value in zip(keys, table["value"]) if pd.notna(value)}
-
-
-def scatter_rows(folder: Path) -> pd.DataFrame:
-    """A row a pruned point: method, budget, kappa, accuracy (Avg %, or the mean score without an unpruned model)."""
-    from eval.plots import point_table
-    from eval.report import KAPPA
-    from eval.sweep import VANILLA, read_sweeps
-    from eval.tables import summary, timings
-
-    parts = []
-    for sweep in read_sweeps(folder)[0]:
-        table = point_table(sweep, summary(sweep), timings(sweep), KAPPA)
-        parts.append(table.assign(model=sweep.model, split=sweep.split))
-    points = pd.concat(parts).rename(columns={"shift": "kappa", "y": "accuracy"})
-    points = points[points["method"] != VANILLA].dropna(subset=["kappa", "accuracy"])
-    return points[["model", "split", "method", "budget", "kappa", "accuracy"]]
 
 
 def read_config(folder: Path) -> Any:

@@ -54,6 +54,9 @@ def test_summary_holds_scores_ratios_and_the_hard_subset(sweep_folder, report):
     assert rows.loc["average", "hard_n"] == hard.sum() > 10
     assert rows.loc["average", "hard"] == pytest.approx(100 * ours["score"][hard].mean(), abs=0.006)
     assert rows.loc["average", "n"] == len(ours) == 300
+    point = pd.read_csv(sweep_folder / "points.csv").query("method == 'visionzip' and budget == 32")
+    assert point["accuracy"].item() == pytest.approx(average, abs=1e-4)
+    assert point["gaussian_kl"].item() == pytest.approx(ours["shift_gaussian_kl"].mean(), rel=1e-4)
     assert not {"seconds", "tower_ms", "created"} & set(report["summary"])
 
 
