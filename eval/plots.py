@@ -57,7 +57,7 @@ def draw_all(
             figures["shift_budget"] = shift_budget(sweep, pruned, metric)
             figures["shift_accuracy"] = shift_accuracy(sweep, pruned, metric)
         for budget, part in overlaps.groupby("budget"):
-            figures[f"overlap_{budget}"] = overlap_matrix(part, int(budget))
+            figures[f"overlap_{budget}"] = overlap_matrix(sweep, part, int(budget))
         return [save(figure, folder / f"{name}.png") for name, figure in figures.items() if figure is not None]
 
 
@@ -109,7 +109,9 @@ def budgets_axis(axes: Axes, budgets: Iterable[int]) -> None:
 
 def plain(axis: Axis) -> None:
     """Numbers such as 0.2 and 30 on a logarithmic axis, few enough not to touch."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    low, high = axis.get_view_interval()
+    steps = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    axis.set_major_locator(LogLocator(subs=steps, numticks=20))
     axis.set_major_formatter(FormatStrFormatter("%g"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -214,22 +216,23 @@ def time_accuracy(sweep: Sweep, points: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def overlap_matrix(table: pd.DataFrame, budget: int) -> Figure:
+def overlap_matrix(sweep: Sweep, table: pd.DataFrame, budget: int) -> Figure:
     """Mean IoU of kept patches of every two methods, with its number in each cell."""
-    square = table.pivot(index="a", columns="b", values="iou")
+    square = 100 * table.pivot(index="a", columns="b", values="iou")
     m = len(square)
-    figure, axes = canvas(
-        f"Overlap of kept patches at {budget} tokens: mean IoU, n = {int(table['n'].max()):,} questions",
-        (2.6 + 0.46 * m, 1.6 + 0.42 * m),
-    )
+    title = f"Overlap of kept patches at {budget} tokens: mean IoU (%)\nn = {int(table['n'].max()):,} questions"
+    if sweep.vanilla is not None:
+        patches = sweep.points[sweep.vanilla].budget
+        title += f"; two random choices: {100 * budget / (2 * patches - budget):.0f} %"
+    figure, axes = canvas(title, (2.6 + 0.46 * m, 1.6 + 0.42 * m))
     axes.grid(False)
     values = np.where(np.eye(m, dtype=bool), np.nan, square.to_numpy())
-    most = max(float(np.nanmax(values)), 0.1)
+    most = max(float(np.nanmax(values)), 10.0)
     shown = axes.imshow(values, cmap="cividis", vmin=0, vmax=most)
     axes.set_xticks(range(m), square.columns, rotation=90)
     axes.set_yticks(range(m), square.index)
     for i, j in np.argwhere(np.isfinite(values)):
         colour = "black" if values[i, j] > 0.6 * most else "white"
-        axes.text(j, i, f"{100 * values[i, j]:.0f}", ha="center", va="center", fontsize=8, color=colour)
-    figure.colorbar(shown, ax=axes, shrink=0.8, label="IoU (cells: percent)")
+        axes.text(j, i, f"{values[i, j]:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    figure.colorbar(shown, ax=axes, shrink=0.8, label="IoU (%)")
     return figure
