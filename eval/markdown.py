@@ -17,6 +17,7 @@ CAPTIONS = {
     "shift_budget": "Distribution shift against budget.",
     "shift_accuracy": "Shift against accuracy, a mark a method and budget.",
     "time_accuracy": "Time a question against accuracy.",
+    "kept_tokens": "What the methods keep of one image, on the question where they disagree most.",
     "overlap": "How much of what two methods keep is the same.",
 }
 

@@ -173,7 +173,9 @@ def shift_accuracy(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:
     largest = np.log2(max(good["budget"].max(), 2))
     for label, part in good.groupby("method"):
         props = look[label]
-        size = 30 + 130 * np.log2(part["budget"]) / largest
+        size = (70 if label == REFERENCE else 30) + 130 * np.log2(part["budget"]) / largest
+        along = part.sort_values("budget")
+        axes.plot(along["shift"], along["accuracy"], color=props["color"], linewidth=0.8, alpha=0.45, zorder=2)
         axes.scatter(part["shift"], part["accuracy"], s=size, color=props["color"], marker=props["marker"],
                      alpha=0.85, linewidths=0.4, edgecolors="white", label=label, zorder=3)  # fmt: skip
     words = f"n = {len(x)} points"
@@ -187,9 +189,8 @@ def shift_accuracy(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:
         words += f"; Pearson {fit.rvalue:+.2f} {'with log shift' if log else ''}, Spearman {rho:+.2f}".replace(
             " ,", ","
         )
-    axes.set_title(
-        f"Shift against accuracy: {words}; larger marks: larger budgets\n{note(sweep)}", loc="left", fontsize=11
-    )
+    title = f"Shift against accuracy: {words}\n{note(sweep)}; lines join budgets, larger marks: larger budgets"
+    axes.set_title(title, loc="left", fontsize=11)
     if log:
         axes.set_xscale("log")
         plain(axes.xaxis)

@@ -98,10 +98,13 @@ def overlaps(sweep: Sweep) -> pd.DataFrame:
 def draw(sweep: Sweep, parts: dict[str, pd.DataFrame], folder: Path, several: bool) -> list[Path]:
     """The figures of one model and split; their paths relative to the report."""
     from eval.plots import draw_all
+    from eval.sheet import draw_sheet
 
     place = folder / "figures" / (f"{sweep.model}-{sweep.split}" if several else "")
     place.mkdir(parents=True, exist_ok=True)
     made = draw_all(sweep, parts["points"], parts["timings"], parts["overlap"], KAPPA, place)
+    if draw_sheet(sweep, place / "kept_tokens.png"):
+        made.append(place / "kept_tokens.png")
     return [path.relative_to(folder) for path in made]
 
 

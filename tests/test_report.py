@@ -1,5 +1,6 @@
 """A report of a small sweep whose answer is known."""
 
+import io
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from eval.paper import judge, unlike
 from eval.report import main, write_report
 from eval.scores import average_percent, task_scores
+from eval.sheet import draw_sheet, most_disputed
 from eval.sweep import kept_indices, overlap, read_sweeps
 from tests.synthetic_sweep import PATCHES, answers, questions, write_failed, write_point, write_sweep
 
@@ -135,6 +137,25 @@ def test_overlap_is_the_intersection_over_the_union(tmp_path):
     masks = kept_indices(read_sweeps(tmp_path)[0][0].points, PATCHES)
     assert list(masks) == ["a", "b"]
     np.testing.assert_allclose(overlap(masks), [[1, 1 / 3], [1 / 3, 1]])
+
+
+def test_the_sheet_shows_the_question_on_which_the_methods_disagree(sweep_folder, tmp_path):
+    (sweep,), _ = read_sweeps(sweep_folder)
+    chosen, q = most_disputed(sweep)
+    assert {sweep.points[p].budget for p in chosen} == {16} and sweep.score[chosen, q].mean() == 0.5
+    assert not draw_sheet(sweep, tmp_path / "a.png", tmp_path)
+    coded = io.BytesIO()
+    Image.new("RGB", (336, 336), "red").save(coded, "PNG")
+    (tmp_path / "test").mkdir()
+    images = pd.DataFrame({"image_id": [sweep.questions["image_id"][q]], "image": [{"bytes": coded.getvalue()}]})
+    images.to_parquet(tmp_path / "test" / "images.parquet")
+    assert draw_sheet(sweep, tmp_path / "a.png", tmp_path)
+    with Image.open(tmp_path / "a.png") as sheet:
+        shown = np.asarray(sheet.convert("RGB"))
+    bright = (shown == (255, 0, 0)).all(
+        2
+    ).sum() / 300**2  # the image, and 16 of 576 patches four times, less outlines
+    assert 1.02 < bright < 1 + 4 * 16 / 576
 
 
 def test_verdicts_of_the_papers_cells(report):
