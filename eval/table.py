@@ -8,7 +8,7 @@ from eval.statistics import score_interval
 
 
 def render(result: Result) -> str:
-    """Task, n, score with its interval, unpruned score, ratio; then the averages, the tokens, the times, the places."""
+    """Task, n, score with its interval, unpruned score, ratio; then averages, tokens, times and places."""
     metrics, base = result.metrics, result.baseline
     lines = [["task", "n", "score", "95 % interval", "unpruned", "ratio"]]
     for task, values in metrics["tasks"].items():

@@ -21,7 +21,9 @@ from models.cache import StateCache
 from models.packing import PackedPrompts
 from models.text import read_questions
 from models.vision_tower import VisionTower, fingerprint
+from models.whole import WholePrompts
 from pruning.base import Pruner
+from pruning.decoder import DecoderPruner
 from pruning.errors import InputError
 from pruning.tokens import VisualTokens
 
@@ -31,8 +33,8 @@ class Answer:
     """What the model said to one question, and from which tokens."""
 
     text: str
-    visual_tokens: int  # visual tokens that reached the language model
-    index: list[int]  # their patch numbers, raster order; -1: no patch
+    visual_tokens: float  # visual tokens that reached the language model (inside it: mean over its layers)
+    index: list[int]  # their patch numbers (inside: at the last layer), raster order; -1: no patch
     first_logits: Tensor  # (V,) float32 logits of the first answer token
     shifts: dict[str, float] = field(default_factory=dict)  # every feature metric of pruning/shift.py
     trace: dict[str, list] = field(default_factory=dict)  # what the method did, per patch (for the pictures)
@@ -151,12 +153,15 @@ class Llava:
         per_question = [b for b, n in enumerate(counts) for _ in range(n)]
         owner = list(range(sum(counts))) if pruner.reads_question else per_question
         prompts = [self.prompt_ids(q) for asked in questions for q in asked]
-        texts, first = self._greedy(visual, owner, prompts, max_new_tokens)
+        pack = self._pack(visual, owner, prompts, pruner)
+        texts, first = self._greedy(pack, max_new_tokens)
         with self.stage("shift"):
             shifts = self._shifts(tokens, pixels, per_question if pruner.reads_question else list(range(len(images))))
         answers = [
             self._answer(text, logits, tokens, row, shifts[row]) for text, logits, row in zip(texts, first, owner)
         ]
+        if isinstance(pack, WholePrompts):
+            pack.tell(answers)
         ends = [sum(counts[: b + 1]) for b in range(len(counts))]
         return [answers[end - n : end] for end, n in zip(ends, counts)]
 
@@ -164,22 +169,37 @@ class Llava:
         """All shift metrics of each row against the image's unpruned tokens; zero for all tokens, empty for none."""
         from pruning.shift import METRICS, all_shifts
 
-        if tokens.count == 0:
+        kept = self._sets(tokens)
+        if not len(kept[0]):
             return [{} for _ in image_of_row]
-        if tokens.count == tokens.patches:
-            return [dict.fromkeys(METRICS, 0.0) for _ in image_of_row]
         known = self._statistics(pixels)
-        rows = [all_shifts(tokens.hidden[row : row + 1], known[image]) for row, image in enumerate(image_of_row)]
+        full = [len(known[image].tokens.flatten(0, -2)) for image in image_of_row]
+        rows = [
+            dict.fromkeys(METRICS, 0.0) if len(own) >= n else all_shifts(own[None], known[image])
+            for own, n, image in zip(kept, full, image_of_row)
+        ]
         return [{name: float(value) for name, value in row.items()} for row in rows]
+
+    def _sets(self, tokens: VisualTokens) -> list[Tensor]:
+        """Each row's kept tokens, (K, D)."""
+        return list(tokens.hidden)
+
+    def _seeds(self, pixels: Tensor) -> list[int]:
+        """What names each image in the store of statistics."""
+        return fingerprint(pixels).tolist()
+
+    def _full_sets(self, pixels: Tensor, which: list[int]) -> list[Tensor]:
+        """The unpruned tokens of images `which`, (N, D) each."""
+        return list(self.tower.full(pixels[which]).hidden)
 
     def _statistics(self, pixels: Tensor) -> list[Any]:
         """The full set's side of the shift metrics, one an image, kept for the next method and budget."""
         from pruning.shift import statistics
 
-        seeds = fingerprint(pixels).tolist()
+        seeds = self._seeds(pixels)
         missing = [b for b, seed in enumerate(seeds) if seed not in self._known]
         if missing:
-            for b, hidden in zip(missing, self.tower.full(pixels[missing]).hidden):
+            for b, hidden in zip(missing, self._full_sets(pixels, missing)):
                 self._known[seeds[b]] = statistics(hidden[None])
         found = [self._known[seed] for seed in seeds]
         for seed in seeds:
@@ -190,30 +210,40 @@ class Llava:
         return found
 
     def _answer(self, text: str, logits: Tensor, tokens: VisualTokens, row: int, shifts: dict[str, float]) -> Answer:
-        failed = None
-        if not bool(torch.isfinite(tokens.hidden[row]).all() and torch.isfinite(logits).all()):
-            text, failed = "", "NaN or infinite features"
-        trace = {name: x[row].tolist() for name, x in tokens.trace.items()}
         index = tokens.index[row].tolist()
-        return Answer(text, tokens.count, index, logits.float().cpu(), shifts, trace, failed)
+        trace = {name: x[row] for name, x in tokens.trace.items()}
+        return self._checked(text, logits, tokens.hidden[row], index, shifts, trace)
 
-    def _greedy(
-        self, visual: Tensor, owner: list[int], prompts: list[tuple[list[int], list[int]]], max_new_tokens: int
-    ) -> tuple[list[str], Tensor]:
-        """Greedy decoding.
+    @staticmethod
+    def _checked(
+        text: str,
+        logits: Tensor,
+        hidden: Tensor,
+        index: list[int],
+        shifts: dict[str, float],
+        trace: dict[str, Tensor],
+    ) -> Answer:
+        """The answer, failed where features or logits are not finite."""
+        failed = None
+        if not bool(torch.isfinite(hidden).all() and torch.isfinite(logits).all()):
+            text, failed = "", "NaN or infinite features"
+        drawn = {name: x.tolist() for name, x in trace.items()}
+        return Answer(text, len(index), index, logits.float().cpu(), shifts, drawn, failed)
 
-        Args:
-            visual: (R, K, D_llm) visual tokens; row `owner[q]` belongs to question q.
-            prompts: (ids before, ids after the image) of each of Q questions.
+    def _pack(
+        self, visual: Tensor, owner: list[int], prompts: list[tuple[list[int], list[int]]], pruner: Pruner
+    ) -> PackedPrompts | WholePrompts:
+        """Q questions ready for prefill: question q, ids (before, after) the image, on visual row `owner[q]`."""
+        if isinstance(pruner, DecoderPruner):
+            return WholePrompts(self, visual, owner, prompts, pruner)
+        return PackedPrompts(self, visual, owner, prompts)
 
-        Returns:
-            The Q decoded answers and the logits (Q, V) of their first tokens.
-        """
+    def _greedy(self, pack: PackedPrompts | WholePrompts, max_new_tokens: int) -> tuple[list[str], Tensor]:
+        """Greedy decoding: the Q decoded answers and the logits (Q, V) of their first tokens."""
         with self.stage("prefill"):
-            pack = PackedPrompts(self, visual, owner, prompts)
-            first = logits = pack.prefill([1] * len(prompts))[:, 0]
+            first = logits = pack.prefill([1] * pack.questions)[:, 0]
         eos = self._eos()
-        done = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
+        done = torch.zeros(pack.questions, dtype=torch.bool, device=self.device)
         out: list[Tensor] = []
         with self.stage("decode"):
             for step in range(max_new_tokens):
@@ -241,7 +271,7 @@ class Llava:
         tails = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in said]
         prompts = [(before, after + tail) for (before, after), tail in zip(map(self.prompt_ids, flat), tails)]
         with self.stage("scoring"):
-            logits = PackedPrompts(self, visual, owner, prompts).prefill([len(tail) + 1 for tail in tails])
+            logits = self._pack(visual, owner, prompts, pruner).prefill([len(tail) + 1 for tail in tails])
             logp = logits.float().log_softmax(-1)  # (Q, longest tail + 1, V)
         out = []
         for row, tail in zip(logp, tails):

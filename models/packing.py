@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from pruning.errors import InputError
 
@@ -25,18 +26,22 @@ class PackedPrompts:
 
     Args:
         llava: the model.
-        visual: (R, K, D_llm) visual tokens.
+        visual: (R, K, D_llm) visual tokens, or R of different lengths (K_r, D_llm).
         owner: the row of each question, ascending.
         prompts: (ids before, ids after the image) of each question; all equal before the image.
     """
 
     def __init__(
-        self, llava: Llava, visual: Tensor, owner: list[int], prompts: list[tuple[list[int], list[int]]]
+        self,
+        llava: Llava,
+        visual: Tensor | list[Tensor],
+        owner: list[int],
+        prompts: list[tuple[list[int], list[int]]],
     ) -> None:
         from transformers import DynamicCache
 
-        self.llava, self.device = llava, visual.device
-        self.rests = [after for _, after in prompts]
+        self.llava, self.device = llava, visual[0].device
+        self.rests, self.questions = [after for _, after in prompts], len(prompts)
         before = prompts[0][0]
         if any(other != before for other, _ in prompts):
             raise InputError("all prompts of a batch must be equal before the image")
@@ -46,11 +51,14 @@ class PackedPrompts:
         self.seats = max(seats) + 1
         self.cache = DynamicCache(config=llava.language.config)
         head = llava.embed(torch.tensor(before, dtype=torch.long, device=self.device))
-        prefix = torch.cat([head.expand(len(visual), -1, -1), visual], 1)  # (R, P, D_llm)
+        # rows end in padding columns that nobody sees; being last in a causal pass they change nothing before them
+        prefix = pad_sequence([torch.cat([head, own]) for own in visual], batch_first=True)  # (R, P, D_llm)
         llava.language(inputs_embeds=prefix, past_key_values=self.cache, use_cache=True)
-        self.prefix = prefix.shape[1]
-        self.column_owner = torch.full(prefix.shape[:2], PREFIX, device=self.device)  # (R, columns of the cache)
-        self.next_position = torch.tensor([self.prefix + len(rest) for rest in self.rests], device=self.device)
+        lengths = torch.tensor([len(before) + len(own) for own in visual], device=self.device)
+        self.prefix = lengths[self.row].tolist()  # of each question
+        here = torch.arange(prefix.shape[1], device=self.device) < lengths[:, None]
+        self.column_owner = torch.where(here, PREFIX, NOBODY)  # (R, columns of the cache)
+        self.next_position = torch.tensor([p + len(r) for p, r in zip(self.prefix, self.rests)], device=self.device)
 
     def prefill(self, last: list[int]) -> Tensor:
         """Runs the questions; logits of each one's `last[q]` final places: (Q, max(last), V), right-aligned."""
@@ -61,12 +69,12 @@ class PackedPrompts:
             lengths[row] += len(rest)
         ids = torch.zeros(rows, max(lengths), dtype=torch.long, device=self.device)
         owner = torch.full_like(ids, NOBODY)
-        position = torch.full_like(ids, self.prefix)
+        position = torch.zeros_like(ids)
         for q, (row, start, rest) in enumerate(zip(self.row.tolist(), starts, self.rests)):
             here = slice(start, start + len(rest))
             ids[row, here] = torch.tensor(rest, device=self.device)
             owner[row, here] = int(self.seat[q])
-            position[row, here] = self.prefix + torch.arange(len(rest), device=self.device)
+            position[row, here] = self.prefix[q] + torch.arange(len(rest), device=self.device)
         hidden = self._run(ids, owner, position)
         ends = torch.tensor([s + len(rest) for s, rest in zip(starts, self.rests)], device=self.device)
         places = (ends[:, None] - torch.arange(max(last), 0, -1, device=self.device)).clamp(min=0)  # (Q, t)
@@ -77,7 +85,7 @@ class PackedPrompts:
         shape = (len(self.column_owner), self.seats)
         ids = torch.zeros(shape, dtype=torch.long, device=self.device)
         owner = torch.full(shape, NOBODY, device=self.device)
-        position = torch.full(shape, self.prefix, device=self.device)
+        position = torch.zeros(shape, dtype=torch.long, device=self.device)
         ids[self.row, self.seat], owner[self.row, self.seat] = token, self.seat
         position[self.row, self.seat] = self.next_position
         self.next_position = self.next_position + 1

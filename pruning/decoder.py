@@ -28,9 +28,7 @@ class Look:
 
     attention: Tensor  # (I, H, R, n) float32 probabilities, normalised over the whole sequence
     asking: Tensor  # (I, R) bool: the rows that count
-    turn: Callable[
-        [], Tensor
-    ]  # (I, R, n) rotary bias: cosines of the angles, sum over d / sqrt(d)
+    turn: Callable[[], Tensor]  # (I, R, n) rotary bias: cosines of the angles, sum over d / sqrt(d)
 
 
 @dataclass
@@ -43,6 +41,7 @@ class DecoderPruner(Pruner):
 
     inside_language_model: ClassVar[bool] = True
     own_row: ClassVar[bool] = False  # reads the attention of the layer before which tokens leave, not the one before
+    slack: ClassVar[float] = 0.5  # how far above the budget the average may be
     text_rows: ClassVar[bool] = False  # `askers` picks among all text after the image; otherwise the last row asks
 
     def keeps(self, n: int) -> int:
@@ -95,12 +94,12 @@ class DecoderPruner(Pruner):
         if self.budget == n:
             return {}
         found = self.plans(depth, n)
-        fit = [plan for plan in found if self.average(plan, depth, n) <= self.budget + 0.5]
+        fit = [plan for plan in found if self.average(plan, depth, n) <= self.budget + self.slack]
         if not fit:
             lowest = min((self.average(plan, depth, n) for plan in found), default=n)
             raise InputError(
                 f"budget of {type(self).__name__}, an average over {depth} decoder layers, must be between "
-                f"{ceil(lowest - 0.5)} and {n}, got {self.budget}; below that prune before the language model"
+                f"{ceil(lowest - self.slack)} and {n}, got {self.budget}; below that prune before the language model"
             )
         return fit[0]
 

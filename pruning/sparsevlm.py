@@ -42,6 +42,7 @@ class SparseVLM(DecoderPruner):
     version: str = "v1"
     counting: str = "processed"
     heads: int = 14
+    slack: ClassVar[float] = 1.0
     text_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
