@@ -26,6 +26,9 @@ class Acgr(Pruner):
     layers. Every formula and number is a *reconstruction*; each has its switch here.
 
     Args:
+        distinct: rank a token lower the more it repeats one that CLS attends to more (*reconstruction*); off: the
+            CLS attention alone.
+        power: how alike two tokens must be for that (*reconstruction*).
         layers: after which blocks it acts: fractions in (0, 1] of the blocks that run, or their numbers from 0, whole
             numbers, rising (*reconstruction*).
         shape: the counts fall by equal ratios (geometric) or equal differences (linear) (*reconstruction*).
@@ -42,13 +45,15 @@ class Acgr(Pruner):
         InputError: a value out of its range.
     """
 
-    layers: Sequence[float] = (0.6, 0.8)
+    distinct: bool = True
+    power: float = 2.0
+    layers: Sequence[float] = (0.8,)
     shape: str = "geometric"
-    survivors: float = 4.0
+    survivors: float = 8.0
     tau: float = 0.1
     sigma: float = 0.1
     neighbours: int = 4
-    strength: float = 0.5
+    strength: float = 0.1
     keep_norm: bool = True
     semantic: bool = True
     spatial: bool = True
@@ -89,7 +94,7 @@ class Acgr(Pruner):
 
     def reduce_at(self, layer: int, tokens: VisualTokens, keep: int) -> VisualTokens:
         """One stage: (B, n, D) -> (B, keep, D) with the trace of where each context went."""
-        anchors, contexts = partition(tokens.cls_attention.mean(1), keep)
+        anchors, contexts = partition(self.score(tokens, None), keep)
         x, place = tokens.hidden.float(), centres(tokens.index, tokens.grid)
         affinity = context_graph(
             take(x, contexts), take(x, anchors), take(place, contexts), take(place, anchors),
@@ -104,7 +109,9 @@ class Acgr(Pruner):
         return replace(stay, trace=trace | {"recovered_mass": taken_in(tokens, anchors, taken)})
 
     def score(self, tokens: VisualTokens, question: Question | None) -> Tensor:
-        return tokens.cls_attention.mean(1)
+        """(B, n) CLS attention, lowered for what repeats a more salient token (*reconstruction*)."""
+        saliency = tokens.cls_attention.mean(1)
+        return distinct(saliency, tokens.hidden, self.power) if self.distinct else saliency
 
 
 def falling(n: int, last: int, stages: int, shape: str) -> list[int]:
@@ -113,6 +120,23 @@ def falling(n: int, last: int, stages: int, shape: str) -> list[int]:
     if shape == "linear":
         return [round(n + (last - n) * part) for part in parts]
     return [round(n * (last / n) ** part) for part in parts]
+
+
+def distinct(saliency: Tensor, hidden: Tensor, power: float) -> Tensor:
+    """sqrt(s_i) (1 - max_j cos(x_i, x_j)^power) over the tokens j more salient than i (*reconstruction*).
+
+    Args:
+        saliency: (B, n).
+        hidden: (B, n, D); centred on their mean first, negative cosines count as 0.
+
+    Returns:
+        (B, n). A plain ranking would keep many patches of one salient object; this keeps one of each kind, and what
+        leaves has a look-alike among the anchors to flow into.
+    """
+    x = hidden.float()
+    similar = cosine(x - x.mean(1, keepdim=True), x - x.mean(1, keepdim=True)).clamp(0, 1)
+    repeats = (similar * (saliency[:, None, :] > saliency[:, :, None])).amax(2)
+    return saliency.clamp(min=0).sqrt() * (1 - repeats**power)
 
 
 def partition(score: Tensor, keep: int) -> tuple[Tensor, Tensor]:

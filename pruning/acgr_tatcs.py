@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from pruning.acgr import Acgr
 from pruning.tatcs import Tatcs
+from pruning.tokens import Question, VisualTokens
 
 
 @dataclass
@@ -15,3 +18,7 @@ class AcgrTatcs(Tatcs, Acgr):
     Both stages are *reconstructions* from the paper's abstract and overview figure; see `Acgr` and `Tatcs` for the
     hyper-parameters. `acgr` and `tatcs` alone are its ablations.
     """
+
+    def score(self, tokens: VisualTokens, question: Question | None) -> Tensor:
+        """ACGR's ranking also where TATCS is not triggered."""
+        return Acgr.score(self, tokens, question)

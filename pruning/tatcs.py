@@ -43,7 +43,7 @@ class Tatcs(Pruner):
 
     trigger: str = "kappa"
     metric: str = "gaussian_kl"
-    threshold: float = 0.3
+    threshold: float = 0.1
     text: str = "embeddings"
     beta: float = 0.5
     saliency: float = 0.5
@@ -61,11 +61,15 @@ class Tatcs(Pruner):
                 raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
         self.reads_question = self.text != "none" and self.trigger != "never"  # type: ignore[misc]
 
+    def score(self, tokens: VisualTokens, question: Question | None) -> Tensor:
+        """(B, n) the plain ranking."""
+        return tokens.cls_attention.mean(1)
+
     def reduce(self, tokens: VisualTokens, question: Question | None) -> VisualTokens:
         """The plain top-K where its shift is mild, else the clusters' representatives: (B, n, D) -> (B, K, D)."""
         keep = self.keeps(tokens.patches)
         saliency = tokens.cls_attention.mean(1)  # (B, n)
-        plain = top(saliency, keep)
+        plain = top(self.score(tokens, question), keep)
         kappa = shift(tokens.gather(plain).hidden, tokens.hidden, self.metric)  # (B,)
         severe = {"always": torch.ones_like(kappa) > 0, "never": kappa < -1, "kappa": kappa > self.threshold}[
             self.trigger

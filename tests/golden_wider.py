@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 import pruning
-from pruning.ops import top
 from pruning.prumerge import enrich, outliers, single_head_row
 from pruning.prumerge_plus import adaptive_choice, fixed_choice
-from pruning.tome import match, merge
 from pruning.tokens import Question, VisualTokens
 from tests.golden_data.inputs import make
 

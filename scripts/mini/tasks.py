@@ -9,7 +9,19 @@ from collections import Counter
 
 import numpy as np
 
-from .questions import MAKERS, OPPOSITE, absent, ask_exist, ask_relation, crossed, is_color, pairs_of, pick, relation_word, unique
+from .questions import (
+    MAKERS,
+    OPPOSITE,
+    absent,
+    ask_exist,
+    ask_relation,
+    crossed,
+    is_color,
+    pairs_of,
+    pick,
+    relation_word,
+    unique,
+)
 from .world import World, jpeg
 
 IMAGES = PER_TASK = 200
