@@ -133,7 +133,9 @@ class PrunedLlava(lmms):
                 images.append(decode(visuals(group.requests[0], self.task_dict)))
             except UnidentifiedImageError:  # its message names a memory address
                 images.append("image: not a picture in any known format")
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            except Image.DecompressionBombError:
+                images.append("image: too large")
+            except (OSError, ValueError, SyntaxError) as error:
                 images.append(f"image: {error}")
         good = [(g, i) for g, i in zip(batch, images) if not isinstance(i, str)]
         rows = iter(self._halving([g for g, _ in good], [i for _, i in good], work))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eval.point import Result
+from eval.outcome import Result
 from eval.scores import average_percent
 from eval.statistics import score_interval
 

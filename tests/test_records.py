@@ -1,0 +1,128 @@
+"""The record on disk: whole or not at all, its own or refused, one process at a time."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from eval import point
+from eval.journal import Journal
+from eval.records import Record, differences
+from eval.settings import Plan
+from pruning.errors import InputError
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return Plan(
+        model="mini",
+        path="models/mini",
+        prompt="<image>{question}",
+        cache_mb=1,
+        method="random",
+        parameters={"seed": 0},
+        budget=16,
+        tasks=("mini_gqa",),
+        split="test",
+        data_dir=None,
+        limit=None,
+        seed=0,
+        dtype="auto",
+        device="auto",
+        batch_size=None,
+        pictures=0,
+        out=tmp_path,
+        force=False,
+        tracking={"name": "none"},
+    )
+
+
+def test_folder_names(plan: Plan) -> None:
+    assert plan.folder == plan.out / "mini" / "test" / "random" / "16"
+    other = replace(plan, parameters={"seed": 5}, limit=8)
+    assert other.overrides == {"seed": 5} and other.folder.parent.name == other.label != plan.label
+    assert other.folder.parts[-3] == "test-first8"
+    assert replace(other, out=Path("elsewhere"), device="cpu").identity == other.identity
+
+
+def test_a_record_that_breaks_off_leaves_the_old_one(plan: Plan) -> None:
+    record = Record(plan)
+    record.write({"status": "finished", "n": 1})
+
+    def breaks(folder: Path) -> None:
+        (folder / "samples.parquet").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record.write({"status": "finished", "n": 2}, breaks)
+    assert record.read() == {"status": "finished", "n": 1} and record.finished()
+    record.write({"status": "finished", "n": 3})
+    assert record.read()["n"] == 3
+    assert [p.name for p in record.folder.parent.iterdir()] == ["16"]
+
+
+def test_another_config_is_named(plan: Plan) -> None:
+    Record(plan).write({"status": "finished"})
+    with pytest.raises(
+        InputError, match=r"dtype=auto, not float16; tasks\.names|tasks\.names.*dtype=auto, not float16"
+    ):
+        Record(replace(plan, dtype="float16", tasks=("mini_pope",))).finished()
+    assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == ["a.b=1, not 3"]
+
+
+def test_failed_points_are_recorded_and_run_again(plan: Plan) -> None:
+    point.fail(plan, "RuntimeError: no luck")
+    metrics = Record(plan).read()
+    assert metrics["status"] == "failed" and metrics["reason"] == "RuntimeError: no luck" and metrics["budget"] == 16
+    assert not Record(plan).finished()
+    Record(plan).write({"status": "finished"})
+    point.fail(plan, "later")  # never over a finished record
+    assert Record(plan).read()["status"] == "finished"
+
+
+def test_journal_keeps_whole_lines_only(tmp_path: Path) -> None:
+    file = tmp_path / "journal.jsonl"
+    journal = Journal(file, "abc")
+    journal.add("one", [{"text": "red"}])
+    journal.add("two", [{"text": "blue"}])
+    journal.close()
+    whole = file.read_bytes()
+    for cut in range(len(whole) - 1, whole.index(b'"two"'), -7):  # torn at any place of the last line
+        file.write_bytes(whole[:cut])
+        again = Journal(file, "abc")
+        assert list(again.batches) == ["one"]
+        again.add("two", [{"text": "blue"}])
+        again.close()
+        assert file.read_bytes() == whole
+    other = Journal(file, "another config")
+    assert not other.batches
+    other.close()
+
+
+def hold(plan: Plan, ready: multiprocessing.Event, go: multiprocessing.Event) -> None:
+    with Record(plan).lock(print):
+        ready.set()
+        go.wait(10)
+        Record(plan).write({"status": "finished"})
+
+
+def test_second_process_waits(plan: Plan) -> None:
+    context = multiprocessing.get_context("fork")
+    ready, go = context.Event(), context.Event()
+    first = context.Process(target=hold, args=(plan, ready, go))
+    first.start()
+    assert ready.wait(10)
+    said: list[str] = []
+
+    def wait(line: str) -> None:
+        said.append(json.dumps(line))
+        go.set()
+
+    with Record(plan).lock(wait):
+        assert Record(plan).finished()
+    first.join(10)
+    assert len(said) == 1 and "another process runs" in said[0] and first.exitcode == 0
