@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image, ImageFile
 from eval.settings import TASKS, data_folder, embedded_names
 from pruning.errors import InputError
 
+log = logging.getLogger("dcp_prune")
 MAX_PIXELS, MAX_ASPECT = 89_000_000, 100  # beyond these an image is taken for broken, not for a photograph
 
 
@@ -67,6 +69,9 @@ def load_tasks(names: tuple[str, ...], split: str, data_dir: str | None, limit: 
     manager = TaskManager("ERROR", include_path=str(TASKS), include_defaults=bool(set(names) - own))
     loaded = []
     for name in names:
+        if name in own and not asks(name, split, data_dir, limit):
+            log.info("%s asks nothing about the first %s images; left out", name, limit)
+            continue
         spec = embedded(name, split, data_dir, limit) if name in own else official(name, data_dir)
         try:
             loaded += flat(get_task_dict([spec], manager))
@@ -75,7 +80,18 @@ def load_tasks(names: tuple[str, ...], split: str, data_dir: str | None, limit: 
             reason = attempt.exception() if attempt is not None else error
             line = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
             raise InputError(f"cannot load task '{name}': {line}") from error
+    if not loaded:
+        raise InputError(f"no question about the first {limit} images; raise limit")
     return tuple(loaded)
+
+
+def asks(name: str, split: str, data_dir: str | None, limit: int | None) -> bool:
+    """Whether an embedded task has a question about the first `limit` images."""
+    import pyarrow.parquet as pq
+
+    folder = data_folder(data_dir, split)
+    images = pq.read_table(folder / f"{name}.parquet", columns=["image_id"])["image_id"].to_pylist()
+    return not set(image_store(folder / "images.parquet").ids[:limit]).isdisjoint(images)
 
 
 def flat(tasks: Mapping[Any, Any]) -> list[Any]:

@@ -67,9 +67,7 @@ def test_a_record_that_breaks_off_leaves_the_old_one(plan: Plan) -> None:
 
 def test_another_config_is_named(plan: Plan) -> None:
     Record(plan).write({"status": "finished"})
-    with pytest.raises(
-        InputError, match=r"dtype=auto, not float16; tasks\.names|tasks\.names.*dtype=auto, not float16"
-    ):
+    with pytest.raises(InputError, match=r"tasks\.names.*dtype=auto, not float16"):
         Record(replace(plan, dtype="float16", tasks=("mini_pope",))).finished()
     assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == ["a.b=1, not 3"]
 
