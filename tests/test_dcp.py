@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pruning
 from pruning import InputError, Question, VisualTokens
-from pruning.acgr import context_graph, falling, partition, recover, strongest
+from pruning.acgr import context_graph, distinct, falling, partition, recover, strongest
 from pruning.ops import centres
 from pruning.shift import shift
 from pruning.tatcs import assign, cluster, representatives, reselect, text_aware, text_profile
@@ -131,7 +131,7 @@ def test_schedule_follows_the_tower_and_the_budget() -> None:
 def test_one_stage_end_to_end() -> None:
     """The tower's stage from its own parts, with the patches' numbers after an earlier stage."""
     tokens = make_tokens().gather(torch.arange(5, N, 14).expand(3, -1))
-    method = pruning.load("acgr", 4)
+    method = pruning.load("acgr", 4, distinct=False)
     out = method.reduce_at(2, tokens, 12)
     anchors, contexts = partition(tokens.cls_attention.mean(1), 12)
     for b in range(3):
@@ -147,6 +147,17 @@ def test_one_stage_end_to_end() -> None:
         assert out.trace["removed_at"][b, gone].eq(2).all() and out.trace["removed_at"][b].ge(0).sum() == len(c)
         assert out.trace["recovered_into"][b, gone].tolist() == tokens.index[b, a[slot[0, :, 0]]].tolist()
         assert out.trace["recovered_mass"][b].sum().item() == pytest.approx(len(c), rel=1e-5)
+
+
+def test_distinct_equals_the_naive_loop() -> None:
+    saliency, x = noise(2, 12, seed=3).exp(), noise(2, 12, 5, seed=4)
+    out = distinct(saliency, x, 2.0)
+    for b in range(2):
+        u = torch.nn.functional.normalize(x[b] - x[b].mean(0), dim=-1)
+        for i in range(12):
+            above = [max(float(u[i] @ u[j]), 0.0) for j in range(12) if saliency[b, j] > saliency[b, i]]
+            expected = float(saliency[b, i]) ** 0.5 * (1 - max(above, default=0.0) ** 2)
+            assert out[b, i].item() == pytest.approx(expected, abs=1e-5)
 
 
 # --- TATCS ----------------------------------------------------------------------------------------------------
@@ -284,10 +295,10 @@ def test_trigger_decides_image_by_image() -> None:
 
 def test_acgr_ends_in_the_top_of_the_survivors_and_its_trace_survives() -> None:
     tokens, question = make_tokens(), make_question()
-    acgr = run(pruning.load("acgr", 16), tokens, None)
+    acgr = run(pruning.load("acgr", 16, distinct=False, survivors=4.0), tokens, None)
     expected = tokens.cls_attention.mean(1).topk(16).indices.sort(1).values  # one attention row for all layers here
     assert torch.equal(acgr.index, expected)
-    both = run(pruning.load("acgr_tatcs", 16, trigger="always"), tokens, question)
+    both = run(pruning.load("acgr_tatcs", 16, trigger="always", distinct=False, survivors=4.0), tokens, question)
     assert torch.equal(both.trace["removed_at"], acgr.trace["removed_at"])
     stayed = both.trace["removed_at"] < 0
     assert stayed.sum(1).eq(64).all() and torch.equal(both.trace["cluster"] >= 0, stayed)
