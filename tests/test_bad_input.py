@@ -147,7 +147,9 @@ def test_images_and_questions(tmp_path: Path) -> None:
     names = dict(zip(failed.index, images))
     reasons = {names[i]: reason for i, reason in failed.items() if isinstance(reason, str)}
     assert set(reasons) == {"corrupt", "empty", "truncated", "too narrow", "bomb", "no question words"}
-    assert "got 0" in reasons["no question words"] and "exceeds limit" in reasons["bomb"]
+    assert "got 0" in reasons["no question words"]
+    # the decoder's own refusal or ours, whichever comes first
+    assert any(word in reasons["bomb"] for word in ("too large", "exceeds limit"))
     assert samples.score.isna().equals(samples.failed.notna())
     metrics = json.loads((tmp_path / "mini" / "test" / "tatcs" / "16" / "metrics.json").read_text())
     assert metrics["failed"] == int(samples.failed.notna().sum()) == 36
