@@ -110,7 +110,7 @@ def batch(scenes: list[Scene], dtype: torch.dtype) -> tuple[VisualTokens, Questi
         torch.arange(N).expand(len(x), -1),
         GRID,
         cls=x[:, 0].to(dtype),
-        seed=(x.sum((1, 2)).abs() * 1000).long(),
+        seed=(x.double().sum((1, 2)).abs() * 1000).round().long(),
         features={name: value.to(dtype) for name, value in features.items()},
     )
     text = torch.stack([s["text"] for s in scenes]).to(dtype)
