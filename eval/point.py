@@ -20,7 +20,7 @@ from eval import facts
 from eval.journal import Journal
 from eval.outcome import Result, fill, header, lookup, summarise, tabulate
 from eval.records import SAMPLES, Record, disk_errors
-from eval.settings import Plan, short_hash
+from eval.settings import Plan, embedded_names, short_hash, visual_tokens
 from pruning.errors import InputError
 
 log = logging.getLogger("dcp_prune")
@@ -46,8 +46,6 @@ def run(plan: Plan) -> Result:
 
 def full_budget(plan: Plan) -> int:
     """The model's number of visual tokens, from its config.json where that is at hand."""
-    from eval.settings import visual_tokens
-
     return visual_tokens(plan.path) or load_model(plan).visual_tokens
 
 
@@ -202,8 +200,6 @@ def quiet() -> None:
 def ask(lm: Any, tasks: tuple[Any, ...], plan: Plan) -> dict[str, Any]:
     """lmms-eval's own evaluation of our model."""
     from lmms_eval.evaluator import simple_evaluate
-
-    from eval.settings import embedded_names
 
     own = set(plan.tasks) <= set(embedded_names())
     paths = SimpleNamespace(output_path=str(plan.out), process_with_media=False)

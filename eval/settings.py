@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from pruning.errors import InputError
+from pruning.errors import InputError, one_of
 from pruning.registry import CONFIGS as METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -260,12 +260,6 @@ def visual_tokens(path: str) -> int | None:
     if "image_size" not in vision or "patch_size" not in vision:
         return None
     return (vision["image_size"] // vision["patch_size"]) ** 2
-
-
-def one_of(name: str, value: str, choices: Iterable[str]) -> None:
-    """Raises InputError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}, got '{value}'")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -111,8 +111,7 @@ class Llava:
         if questions is None:
             raise InputError(f"{type(pruner).__name__} reads the question: give the questions of each image")
         with self.stage("selection"):
-            rows = [b for b, asked in enumerate(questions) for _ in asked]
-            tokens = tokens.rows(torch.tensor(rows, device=self.device))
+            tokens = tokens.rows(torch.tensor(image_of_question(questions), device=self.device))
             return pruner.finish(tokens, self.read([q for asked in questions for q in asked]))
 
     def read(self, questions: list[str]) -> Any:
@@ -149,21 +148,19 @@ class Llava:
         tokens = self.prune(pixels, pruner, questions)
         with self.stage("projector"):
             visual = self.project(tokens)
-        counts = [len(asked) for asked in questions]
-        per_question = [b for b, n in enumerate(counts) for _ in range(n)]
-        owner = list(range(sum(counts))) if pruner.reads_question else per_question
+        image_of = image_of_question(questions)
+        owner = list(range(len(image_of))) if pruner.reads_question else image_of
         prompts = [self.prompt_ids(q) for asked in questions for q in asked]
         pack = self._pack(visual, owner, prompts, pruner)
         texts, first = self._greedy(pack, max_new_tokens)
         with self.stage("shift"):
-            shifts = self._shifts(tokens, pixels, per_question if pruner.reads_question else list(range(len(images))))
+            shifts = self._shifts(tokens, pixels, image_of if pruner.reads_question else list(range(len(images))))
         answers = [
             self._answer(text, logits, tokens, row, shifts[row]) for text, logits, row in zip(texts, first, owner)
         ]
         if isinstance(pack, WholePrompts):
             pack.tell(answers)
-        ends = [sum(counts[: b + 1]) for b in range(len(counts))]
-        return [answers[end - n : end] for end, n in zip(ends, counts)]
+        return regrouped(answers, questions)
 
     def _shifts(self, tokens: VisualTokens, pixels: Tensor, image_of_row: list[int]) -> list[dict[str, float]]:
         """All shift metrics of each row against the image's unpruned tokens; zero for all tokens, empty for none."""
@@ -265,8 +262,7 @@ class Llava:
         """Mean negative log-likelihood (nats a token) of each continuation, and whether greedy decoding says it."""
         tokens = self.prune(self.pixels(images), pruner, questions)
         visual, flat = self.project(tokens), [q for asked in questions for q in asked]
-        owner = [b for b, asked in enumerate(questions) for _ in asked]
-        owner = list(range(len(flat))) if pruner.reads_question else owner
+        owner = list(range(len(flat))) if pruner.reads_question else image_of_question(questions)
         said = [text for texts in continuations for text in texts]
         tails = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in said]
         prompts = [(before, after + tail) for (before, after), tail in zip(map(self.prompt_ids, flat), tails)]
@@ -278,10 +274,20 @@ class Llava:
             ids = torch.tensor(tail, device=self.device)
             own = row[-len(tail) - 1 : -1]  # the distributions that predict the tail's tokens
             out.append((float(-own.gather(1, ids[:, None]).mean()), bool((own.argmax(-1) == ids).all())))
-        ends = [sum(len(t) for t in continuations[: b + 1]) for b in range(len(continuations))]
-        return [out[end - len(t) : end] for end, t in zip(ends, continuations)]
+        return regrouped(out, continuations)
 
     def _eos(self) -> Tensor:
         eos = self.model.generation_config.eos_token_id
         eos = self.tokenizer.eos_token_id if eos is None else eos
         return torch.tensor(eos if isinstance(eos, list) else [eos], device=self.device)
+
+
+def image_of_question(questions: list[list[str]]) -> list[int]:
+    """The image of each question, for the questions of each image."""
+    return [image for image, asked in enumerate(questions) for _ in asked]
+
+
+def regrouped(flat: list[Any], like: list[list[str]]) -> list[list[Any]]:
+    """One value a question -> a list an image, as `like` groups them."""
+    values = iter(flat)
+    return [[next(values) for _ in own] for own in like]

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pruning.base import Pruner
-from pruning.errors import InputError
-from pruning.ops import centres, cosine, top
+from pruning.errors import InputError, one_of
+from pruning.ops import assign_sum, centres, cosine, gram, top
 from pruning.tokens import Question, VisualTokens, take
 
 SHAPES = ("geometric", "linear")
@@ -74,8 +74,7 @@ class Acgr(Pruner):
             raise InputError(
                 f"layers must be rising fractions of the tower in (0, 1], or block numbers, got {list(self.layers)}"
             )
-        if self.shape not in SHAPES:
-            raise InputError(f"shape must be one of {', '.join(SHAPES)}, got {self.shape!r}")
+        one_of("shape", self.shape, SHAPES)
         if not (self.semantic or self.spatial):
             raise InputError("the graph has no term: set semantic or spatial; strength=0 switches recovery off")
 
@@ -105,7 +104,7 @@ class Acgr(Pruner):
         stay = tokens.gather(anchors).with_hidden(recovered)
         heaviest = anchors.gather(1, slot.gather(2, weight.argmax(2, keepdim=True))[..., 0])  # (B, C)
         trace = record(tokens, contexts, heaviest, layer)
-        taken = x.new_zeros(len(x), keep).scatter_add_(1, slot.flatten(1), weight.flatten(1))  # (B, A)
+        taken = masses(weight, slot, keep)
         return replace(stay, trace=trace | {"recovered_mass": taken_in(tokens, anchors, taken)})
 
     def score(self, tokens: VisualTokens, question: Question | None) -> Tensor:
@@ -134,7 +133,7 @@ def distinct(saliency: Tensor, hidden: Tensor, power: float) -> Tensor:
         leaves has a look-alike among the anchors to flow into.
     """
     x = hidden.float()
-    similar = cosine(x - x.mean(1, keepdim=True), x - x.mean(1, keepdim=True)).clamp(0, 1)
+    similar = gram(x - x.mean(1, keepdim=True)).clamp(0, 1)
     repeats = (similar * (saliency[:, None, :] > saliency[:, :, None])).amax(2)
     return saliency.clamp(min=0).sqrt() * (1 - repeats**power)
 
@@ -174,6 +173,11 @@ def strongest(logits: Tensor, r: int) -> tuple[Tensor, Tensor]:
     return logits.gather(-1, slot).softmax(-1), slot
 
 
+def masses(weight: Tensor, slot: Tensor, anchors: int) -> Tensor:
+    """M_a = sum_c w_ca: what flows into each anchor, (B, C, r) at slots (B, C, r) -> (B, A)."""
+    return weight.new_zeros(len(weight), anchors).scatter_add_(1, slot.flatten(1), weight.flatten(1))
+
+
 def recover(
     anchors: Tensor, contexts: Tensor, weight: Tensor, slot: Tensor, strength: float, keep_norm: bool
 ) -> Tensor:
@@ -182,11 +186,9 @@ def recover(
     M_a = sum_c w_ca;  m_a = sum_c w_ca x_c / M_a;  beta_a = strength * M_a / (1 + M_a);
     x_a <- (1 - beta_a) x_a + beta_a m_a. An anchor without contexts stays what it is.
     """
-    b, a, d = anchors.shape
-    flat = slot.flatten(1)  # (B, C * r)
-    mass = anchors.new_zeros(b, a).scatter_add_(1, flat, weight.flatten(1))
+    mass = masses(weight, slot, anchors.shape[1])
     flow = (weight[..., None] * contexts[:, :, None]).flatten(1, 2)  # (B, C * r, D)
-    total = torch.zeros_like(anchors).scatter_add_(1, flat[..., None].expand(-1, -1, d), flow)
+    total = assign_sum(flow, slot.flatten(1), anchors.shape[1])
     mean = total / mass.clamp(min=torch.finfo(mass.dtype).tiny)[..., None]
     beta = (strength * mass / (1 + mass))[..., None]
     mixed = (1 - beta) * anchors + beta * mean

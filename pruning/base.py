@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -106,7 +106,3 @@ class Pruner:
         from models.attach import attach  # late: the one place where a method meets a model
 
         return attach(model, self)
-
-    def describe(self) -> dict[str, Any]:
-        """The hyper-parameters by name, for records."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pruning.base import Pruner
-from pruning.clip_text import check_sign, relevance
-from pruning.errors import InputError
+from pruning.clip_text import SIGNS, relevance
+from pruning.errors import one_of
 from pruning.ops import gram, top
 from pruning.tokens import Question, VisualTokens
 
@@ -68,9 +68,8 @@ class CDPruner(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_sign(self.sign)
-        if self.normalise not in NORMALISE:
-            raise InputError(f"normalise must be one of {', '.join(NORMALISE)}, got {self.normalise!r}")
+        one_of("sign", self.sign, SIGNS)
+        one_of("normalise", self.normalise, NORMALISE)
 
     def select(self, tokens: VisualTokens, question: Question) -> Tensor:
         r = rescale(relevance(tokens, question, self.sign, cosine=True), self.normalise)  # (B, n)

@@ -11,12 +11,6 @@ from pruning.tokens import Question, VisualTokens
 SIGNS = ("auto", "negative", "positive")
 
 
-def check_sign(sign: str) -> None:
-    """Raises InputError unless `sign` is one of `SIGNS`."""
-    if sign not in SIGNS:
-        raise InputError(f"sign must be one of {', '.join(SIGNS)}, got {sign!r}")
-
-
 def relevance(tokens: VisualTokens, question: Question, sign: str, cosine: bool) -> Tensor:
     """Signed mean over the question's text vectors of p . t, as cosines or as plain products: (B, n) float32.
 

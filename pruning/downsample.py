@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruning.base import Pruner
 from pruning.tokens import Question, VisualTokens
-from pruning.uniform import cell_patches, even_cells, row_counts
+from pruning.uniform import even_cells, row_counts
 
 
 @dataclass
@@ -36,10 +36,6 @@ class Downsample(Pruner):
     def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
         small = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True, align_corners=False)
         return small.to(pixels.dtype)
-
-    def patch_index(self, grid: tuple[int, int]) -> Tensor:
-        """(K,) patch number under the centre of each cut patch, ascending."""
-        return torch.tensor(cell_patches(self.keeps(grid[0] * grid[1]), grid))
 
     def reduce(self, tokens: VisualTokens, question: Question | None) -> VisualTokens:
         return tokens  # the tower saw K patches already

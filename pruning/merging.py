@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pruning.ops import never_zero, others
+from pruning.ops import assign_sum, never_zero, others
 from pruning.tokens import VisualTokens
 
 
@@ -26,5 +26,4 @@ def with_summary(tokens: VisualTokens, kept: Tensor, hidden: Tensor, summary: Te
 def weighted_mean(x: Tensor, size: Tensor, owner: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Means of x (B, n, D) weighted by size (B, n) over owners (B, n) in 0..k-1 -> (B, k, D) and sizes (B, k)."""
     sizes = size.new_zeros(len(size), k).scatter_add_(1, owner, size)
-    sums = x.new_zeros(len(x), k, x.shape[2]).scatter_add_(1, owner[..., None].expand_as(x), x * size[..., None])
-    return sums / sizes[..., None], sizes
+    return assign_sum(x * size[..., None], owner, k) / sizes[..., None], sizes

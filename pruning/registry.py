@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning.errors import InputError
+from pruning.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from pruning.base import Pruner
@@ -35,9 +34,7 @@ def load(name: str, budget: int, folder: Path = CONFIGS, **overrides: Any) -> Pr
     from omegaconf import OmegaConf
 
     if name not in names(folder):
-        near = difflib.get_close_matches(name, names(folder), 3, 0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise InputError(f"unknown method '{name}'; {hint}known: {', '.join(names(folder))}")
+        raise unknown("method", name, names(folder))
     config = OmegaConf.load(folder / f"{name}.yaml")
     config["budget"] = budget
     values = OmegaConf.to_container(config, resolve=True)

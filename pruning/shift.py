@@ -15,7 +15,6 @@ A row with NaN or infinite features, or with no kept token, gives NaN; K = 1 is 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +22,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pruning.errors import InputError
+from pruning.errors import unknown
 
 FLOOR = 1e-4  # least variance, as a fraction of the full set's mean variance; keeps K = 1 finite
 COMPONENTS = 32  # leading principal components of `principal_kl`
@@ -273,9 +272,7 @@ def known(metric: str) -> str:
         InputError: unknown metric; the nearest names are given.
     """
     if metric not in METRICS:
-        near = difflib.get_close_matches(metric, METRICS, 3, 0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise InputError(f"unknown shift metric '{metric}'; {hint}known: {', '.join(METRICS)}")
+        raise unknown("shift metric", metric, METRICS)
     return metric
 
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pruning.base import Pruner
-from pruning.errors import InputError
-from pruning.ops import cosine, dots, standardise, top
+from pruning.errors import InputError, one_of
+from pruning.ops import cosine, dots, gram, standardise, top
 from pruning.shift import known, shift
 from pruning.tokens import Question, VisualTokens
 
@@ -53,9 +53,8 @@ class Tatcs(Pruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         known(self.metric)
-        for name, value, choices in (("trigger", self.trigger, TRIGGERS), ("text", self.text, TEXTS)):
-            if value not in choices:
-                raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        one_of("trigger", self.trigger, TRIGGERS)
+        one_of("text", self.text, TEXTS)
         for name in ("beta", "saliency", "gamma", "iterations"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -78,7 +77,8 @@ class Tatcs(Pruner):
         if not severe.any():
             return replace(tokens.gather(plain), trace=trace)
         words, mask = self.words(tokens, question)
-        similar, relevance = text_aware(tokens.hidden, *text_profile(words, mask), self.beta)
+        profile, relevance = text_profile(words, mask)
+        similar = text_aware(tokens.hidden, profile, self.beta)
         weight = saliency.clamp(min=0) ** self.saliency * (self.gamma * relevance).exp()
         chosen, owner = cluster(similar, weight, keep, self.iterations)
         mine = tokens.index.gather(1, chosen.gather(1, owner))  # (B, n) each survivor's representative patch
@@ -116,14 +116,14 @@ def text_profile(words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return profile, standardise(relevance)
 
 
-def text_aware(hidden: Tensor, profile: Tensor, relevance: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """S_ij = (cos(x_i, x_j) + beta cos(u_i, u_j)) / (1 + beta) (*reconstruction*), (B, n, n), and the relevance.
+def text_aware(hidden: Tensor, profile: Tensor, beta: float) -> Tensor:
+    """S_ij = (cos(x_i, x_j) + beta cos(u_i, u_j)) / (1 + beta) (*reconstruction*): (B, n, n).
 
     Rows whose profile is empty use the content alone.
     """
     told = (profile != 0).any(2).any(1)  # (B,)
     share = torch.where(told, beta, 0.0)[:, None, None]
-    return (cosine(hidden, hidden) + share * cosine(profile, profile)) / (1 + share), relevance
+    return (gram(hidden.float()) + share * gram(profile)) / (1 + share)
 
 
 def cluster(similar: Tensor, weight: Tensor, k: int, iterations: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from pruning.base import Pruner
-from pruning.clip_text import check_sign, relevance
+from pruning.clip_text import SIGNS, relevance
+from pruning.errors import one_of
 from pruning.merging import with_summary
 from pruning.ops import dots, top
 from pruning.tokens import Question, VisualTokens, take
@@ -27,7 +28,7 @@ class Trim(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_sign(self.sign)
+        one_of("sign", self.sign, SIGNS)
 
     def reduce(self, tokens: VisualTokens, question: Question) -> VisualTokens:
         score = relevance(tokens, question, self.sign, cosine=False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pruning.base import Pruner
-from pruning.errors import InputError
+from pruning.errors import InputError, one_of
 from pruning.ops import gram
 from pruning.tokens import Question, VisualTokens, take
 
@@ -55,8 +55,7 @@ class VisPruner(Pruner):
         super().__post_init__()
         if not 0 <= self.important <= 1:
             raise InputError(f"important must be between 0 and 1, got {self.important}")
-        if self.precision not in PRECISIONS:
-            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        one_of("precision", self.precision, PRECISIONS)
 
     def select(self, tokens: VisualTokens, question: Question | None) -> Tensor:
         dtype = getattr(torch, self.precision)
