@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from .join import Joined, evaluate, make_batch, pack_batch, token_losses
 from .optim import Mixed
 from .packing import answer_loss, score
-from .stages import LABEL_WEIGHTS, Stage
+from .stages import COLD, LABEL_WEIGHTS, Stage
 from .tower import tower_losses
 from .world import PX, World
 
@@ -98,8 +98,8 @@ def run_stage(stage: Stage, folder: Path, warm_start: Path | None, every: int = 
         model.load_state_dict(state["model"])
     else:
         for source in stage.after:  # a later source overrides what it trained
-            weights = read_weights(warm_start if source == "warm" else folder / f"{source.split(':')[0]}.pt")
-            prefix = source.split(":")[1] if ":" in source else ""
+            name, _, prefix = source.partition(":")
+            weights = read_weights(warm_start if warm_start and name in COLD else folder / f"{name}.pt")
             model.load_state_dict({k: v for k, v in weights.items() if k.startswith(prefix)}, strict=False)
     set_trainable(model, stage)
     optimizer = Mixed(model, stage.rate, stage.matrix_rate, stage.tower_share)

@@ -17,7 +17,7 @@ class Stage:
     part: str  # tower (with projector), language (on symbolic scenes), join
     minutes: float
     seed: int
-    after: tuple[str, ...] = ()  # stages, each with an optional ":prefix" of the weights to take; "warm": the warm start
+    after: tuple[str, ...] = ()  # stages, each with an optional ":prefix" of the weights to take; none: from random weights
     px: int = 168
     batch: int = 16
     objects: tuple[int, int] = (1, 4)
@@ -42,10 +42,16 @@ class Stage:
     token_weights: dict[str, float] = field(default_factory=lambda: dict(TOKENS))
 
 
+COLD = ("tower_0", "language_0")  # what a warm start stands in for
+
 STAGES = [
-    Stage("tower_1", "tower", 25, 11, after=("warm",), px=168, batch=16, objects=(1, 4), p_sign=0.8, n_signs=3, rate=6e-4,
+    Stage("tower_0", "tower", 40, 10, px=112, batch=32, objects=(1, 3), p_sign=0.8, n_signs=2, rate=1.5e-3, matrix_rate=0.02,
+          w_token=0.0, warm=60),
+    Stage("language_0", "language", 60, 20, px=168, batch=12, objects=(2, 5), rate=1e-3, matrix_rate=0.007, per_scene=14,
+          fixed_symbols=False, warm=60),
+    Stage("tower_1", "tower", 25, 11, after=("tower_0", "language_0:language."), px=168, batch=16, objects=(1, 4), p_sign=0.8, n_signs=3, rate=6e-4,
           matrix_rate=0.006),
-    Stage("language_1", "language", 12, 21, after=("warm",), px=168, batch=12, objects=(2, 5), questions=PLACES, rate=6e-4,
+    Stage("language_1", "language", 12, 21, after=("language_0",), px=168, batch=12, objects=(2, 5), questions=PLACES, rate=6e-4,
           matrix_rate=0.004, per_scene=14),
     Stage("tower_2", "tower", 13, 12, after=("tower_1",), px=224, batch=12, objects=(2, 6), p_sign=0.8, n_signs=4, rate=4e-4,
           matrix_rate=0.004, flat=0.4, threads=2),
