@@ -99,7 +99,9 @@ def test_recovery_is_the_formula_and_a_convex_combination() -> None:
         expected = (1 - beta) * anchors[0, a] + beta * flow / mass
         torch.testing.assert_close(plain[0, a], expected)
         torch.testing.assert_close(scaled[0, a], expected / expected.norm() * anchors[0, a].norm())
-    assert torch.equal(plain[0, 3], anchors[0, 3]) and torch.equal(scaled[0, 3], anchors[0, 3])  # isolated: itself
+    many = noise(1, 64, 6, seed=3)  # anchors 3 and up are isolated, and stay themselves to the last bit
+    for keep in (False, True):
+        assert torch.equal(recover(many, contexts, weight, slot, 0.5, keep)[0, 3:], many[0, 3:])
     same = torch.ones(1, 4, 6)  # a convex combination of equal points is that point
     torch.testing.assert_close(recover(same, torch.ones(1, 9, 6), weight, slot, 1.0, False), same)
     assert torch.equal(recover(anchors, contexts, weight, slot, 0.0, False), anchors)
