@@ -313,6 +313,14 @@ def test_acgr_ends_in_the_top_of_the_survivors_and_its_trace_survives() -> None:
     assert both.trace["recovered_mass"].sum(1).allclose(torch.full((3,), N - 64.0))
 
 
+def test_without_clusters_the_two_stages_are_acgr_and_without_stages_tatcs() -> None:
+    tokens, question = make_tokens(), make_question()
+    acgr, tatcs = pruning.load("acgr", 16), pruning.load("tatcs", 16, trigger="always")
+    for same, changed in ((acgr, {"trigger": "never"}), (tatcs, {"trigger": "always", "layers": []})):
+        out, expected = run(pruning.load("acgr_tatcs", 16, **changed), tokens, question), run(same, tokens, question)
+        assert torch.equal(out.index, expected.index) and torch.equal(out.hidden, expected.hidden)
+
+
 @pytest.mark.parametrize("name", ["acgr", "tatcs", "acgr_tatcs"])
 def test_result_does_not_depend_on_the_batch_mates(name: str) -> None:
     tokens, question = make_tokens(), make_question()
