@@ -2,10 +2,11 @@
 
     python scripts/bench.py loop            all questions of the test split, about 4 minutes on 2 cores
 
-lmms-eval 0.7.3's packaged wrapper cannot be imported here (it wants decord at import), so its call sequence is written
-out with plain Hugging Face code: one question at a time the image is decoded, image and prompt go through the
+lmms-eval 0.7.3's packaged wrapper cannot be imported here (it wants decord at import), so its call sequence is
+written out with plain Hugging Face code: one question at a time the image is decoded, image and prompt go through the
 processor, `generate` runs greedily, the new ids are decoded. Ours is `Llava.answer` with everything a run does (shift
-metrics included). All take turns on every few images, so that a busy machine slows all of them. Writes results/embedded/bench/loop.json and loop.md.
+metrics included). All take turns on every few images, so that a busy machine slows all of them. Writes
+results/embedded/bench/loop.json and loop.md.
 """
 
 from __future__ import annotations
