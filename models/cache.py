@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+import torch
 from torch import Tensor
+
+SLAB_BYTES = 33 * 2**20  # the C library maps blocks above 32 MB apart from its heap
 
 
 class StateCache:
@@ -24,6 +27,7 @@ class StateCache:
         self.misses = 0
         self._turn = 0
         self._store: OrderedDict[tuple[int, int | str], tuple[Any, int, int]] = OrderedDict()  # value, bytes, turn
+        self._free: dict[tuple[tuple[int, ...], torch.dtype, torch.device], list[Tensor]] = {}
 
     def turn(self) -> None:
         """A new pass over images begins: what it does not read may go after it."""
@@ -50,9 +54,20 @@ class StateCache:
             size = value.numel() * value.element_size()
         if self.has(image, place) or not self._room(size):
             return
-        # a copy: a view would keep the whole batch alive
-        self._store[image, place] = (value.clone() if isinstance(value, Tensor) else value, size, self._turn)
+        kept = self._slot(value).copy_(value) if isinstance(value, Tensor) else value
+        self._store[image, place] = (kept, size, self._turn)
         self.bytes += size
+
+    def _slot(self, like: Tensor) -> Tensor:
+        """Uninitialised memory for one state, from a slab of many.
+
+        States allocated one by one between the tower's temporaries would leave holes in the heap that nothing fits.
+        """
+        free = self._free.setdefault((tuple(like.shape), like.dtype, like.device), [])
+        if not free:
+            count = -(-SLAB_BYTES // max(1, like.numel() * like.element_size()))
+            free += like.new_empty((count, *like.shape)).unbind()
+        return free.pop()
 
     def _room(self, size: int) -> bool:
         """Makes room for `size` bytes from what the last turn did not read; whether there is enough."""
@@ -60,13 +75,16 @@ class StateCache:
             oldest, (_, gone, turn) = next(iter(self._store.items()))
             if turn >= self._turn - 1:
                 return False
-            del self._store[oldest]
+            value = self._store.pop(oldest)[0]
             self.bytes -= gone
+            if isinstance(value, Tensor):
+                self._free[tuple(value.shape), value.dtype, value.device].append(value)
         return self.bytes + size <= self.max_bytes
 
     def clear(self) -> None:
         """Forgets everything."""
         self._store.clear()
+        self._free.clear()
         self.bytes = 0
 
     def __len__(self) -> int:
