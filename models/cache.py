@@ -54,8 +54,10 @@ class StateCache:
             size = value.numel() * value.element_size()
         if self.has(image, place) or not self._room(size):
             return
-        kept = self._slot(value).copy_(value) if isinstance(value, Tensor) else value
-        self._store[image, place] = (kept, size, self._turn)
+        if isinstance(value, Tensor):
+            with torch.inference_mode(False), torch.no_grad():  # whatever mode the caller is in: others will read it
+                value = self._slot(value).copy_(value)
+        self._store[image, place] = (value, size, self._turn)
         self.bytes += size
 
     def _slot(self, like: Tensor) -> Tensor:

@@ -273,14 +273,18 @@ class VisionTower:
 def cls_row(attention: nn.Module, normed: Tensor) -> Tensor:
     """CLS row of a block's attention in float32: layer-normed input (B, 1 + n, D) -> (B, H, 1 + n).
 
-    softmax(q_cls K^T / sqrt(head size)); equal to eager attention's row without the (1 + n, 1 + n) map.
+    softmax(q_cls K^T / sqrt(head size)); equal to eager attention's row without the (1 + n, 1 + n) map, and without
+    the keys: q (W x + b) = (q W) x + q b, whose last term is the same for every token and leaves the softmax.
     """
     b, n, width = normed.shape
-    heads = attention.num_heads
+    heads, key = attention.num_heads, attention.k_proj
     q = attention.q_proj(normed[:, :1]).view(b, 1, heads, -1).transpose(1, 2)  # (B, H, 1, d)
-    k = attention.k_proj(normed).view(b, n, heads, -1).transpose(1, 2)  # (B, H, 1 + n, d)
-    logits = (q @ k.transpose(-1, -2)).float() * (width // heads) ** -0.5
-    return logits.softmax(-1)[:, :, 0]
+    if type(key) is nn.Linear:
+        weight = key.weight.float().view(heads, -1, width)  # (H, d, D)
+        logits = (q.float() @ weight)[:, :, 0] @ normed.float().mT  # (B, H, 1 + n)
+    else:  # quantised or adapted: its weight is not all that it does
+        logits = (q @ key(normed).view(b, n, heads, -1).permute(0, 2, 3, 1)).float()[:, :, 0]
+    return (logits * (width // heads) ** -0.5).softmax(-1)
 
 
 def concatenate(parts: list[VisualTokens]) -> VisualTokens:

@@ -12,6 +12,7 @@ from torch import Tensor
 import pruning
 from pruning.decoder import DecoderPruner
 from pruning.tokens import Question
+from scripts.benches._counts import macs
 from scripts.benches._report import quartiles, seconds
 from scripts.benches._shapes import DECODER_LAYERS, REAL_LAYERS
 
@@ -64,8 +65,23 @@ def measure(model: Any, methods: list[str], repeats: int) -> dict:
             tower_s, selection = one(tower, pixels, question, method)
             found[name]["tower"].append(tower_s)
             found[name]["selection"].append(selection)
-    middle = {"tower": quartiles(cold[1:])[1], "projector": medians(project), "prefill": medians(prefill)}
+    middle = cls_share(tower, pixels, repeats)
+    middle |= {"tower": quartiles(cold[1:])[1], "projector": medians(project), "prefill": medians(prefill)}
     return middle | {"methods": {n: {s: quartiles(v[1:]) for s, v in own.items()} for n, own in found.items()}}
+
+
+def cls_share(tower: Any, pixels: Tensor, repeats: int) -> dict[str, float]:
+    """What the CLS row costs beside its block, by time and by arithmetic."""
+    from models.vision_tower import cls_row
+
+    block, x = tower.blocks[0], tower.embed(pixels)
+    works = {"block": lambda: tower.block(0, x), "row": lambda: cls_row(block.self_attn, block.layer_norm1(x))}
+    taken = {name: [seconds(work) for _ in range(5 * repeats)] for name, work in works.items()}
+    middle = {name: quartiles(values)[1] for name, values in taken.items()}
+    return {
+        "cls_time_share": middle["row"] / middle["block"],
+        "cls_mac_share": macs(works["row"]) / macs(works["block"]),
+    }
 
 
 def one(tower: Any, pixels: Tensor, question: Question, method: Any) -> tuple[float, float]:

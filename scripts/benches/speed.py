@@ -1,7 +1,7 @@
 """Where the time goes: stages of the embedded model, the real shapes, the roofline of a GPU.
 
     python scripts/bench.py speed                 about 4 minutes on 2 cores
-    python scripts/bench.py speed --all           every method and six budgets, about 40 minutes
+    python scripts/bench.py speed --methods acgr flowcut --budgets 16 32 128
     python scripts/bench.py speed --skip real     without the 7B shapes (which want 3 GB)
 
 Writes results/embedded/bench/speed.json, speed.md and speed.png.
@@ -24,10 +24,8 @@ from scripts.benches._report import quartiles, save
 METHODS, BUDGETS = ("acgr_tatcs", "cls_attention", "visionzip", "fastv"), (16, 64, 192)
 
 
-def points(llava: Any, every: bool) -> list[tuple[str, int]]:
+def points(llava: Any, methods: list[str], budgets: list[int]) -> list[tuple[str, int]]:
     """Methods and budgets of the embedded part, the unpruned model first; without budgets that a method refuses."""
-    methods = [n for n in pruning.names() if n not in ("vanilla", "blank")] if every else METHODS
-    budgets = (16, 32, 64, 128, 192, 384) if every else BUDGETS
     chosen = [("vanilla", 576)]
     for name, k in itertools.product(methods, budgets):
         method = pruning.load(name, k)
@@ -45,7 +43,11 @@ def embedded(args: argparse.Namespace) -> dict:
 
     llava = load("models/mini", "USER: <image>\n{question} ASSISTANT:", dtype="float32", device="cpu")
     visual, asked = questions("test", max(args.batch))
-    return {"rows": _embedded.measure(llava, visual, asked, points(llava, args.all), args.batch, args.repeats)}
+    return {
+        "rows": _embedded.measure(
+            llava, visual, asked, points(llava, args.methods, args.budgets), args.batch, args.repeats
+        )
+    }
 
 
 def real(args: argparse.Namespace) -> dict:
@@ -75,6 +77,7 @@ def table(result: dict) -> str:
             facts = [f"{row['gmac']:.2f}", f"{row['gflop']:.2f}", f"{row['kv_bytes'] / 1e3:.0f}"]
             first = [row["method"], f"{row['visual_tokens']:g}", str(row["batch"]), f"{total(row):.1f}"]
             parts.append("| " + " | ".join([*first, *cells, *facts]) + " |")
+        parts += ["", *break_even(result["embedded"]["rows"])]
     if "real" in result:
         parts += ["", *real_table(result["real"])]
     parts += ["", "7B prefill in bfloat16 on an H100 by its data sheet: a roofline model's figures, nothing was run."]
@@ -86,11 +89,27 @@ def table(result: dict) -> str:
     return "\n".join(parts).strip() + "\n"
 
 
+def break_even(rows: list[dict]) -> list[str]:
+    """For each method and batch size, up to which of the measured budgets it is faster than the unpruned model."""
+    full = {row["batch"]: total(row) for row in rows if row["method"] == "vanilla"}
+    lines = [
+        "| method | batch | faster than unpruned up to | times as fast at its least budget |",
+        "| --- " * 4 + "|",
+    ]
+    for name, batch in dict.fromkeys((row["method"], row["batch"]) for row in rows if row["method"] != "vanilla"):
+        own = {row["budget"]: total(row) for row in rows if (row["method"], row["batch"]) == (name, batch)}
+        pays = [k for k, ms in own.items() if ms < full[batch]]
+        lines.append(f"| {name} | {batch} | {max(pays, default='-')} | {full[batch] / own[min(own)]:.2f} |")
+    return lines
+
+
 def real_table(found: dict) -> list[str]:
     """The 7B shapes."""
+    time, work = 100 * found["cls_time_share"], 100 * found["cls_mac_share"]
     lines = [
         "Shapes of LLaVA-1.5-7B, random weights, this CPU, one image: two decoder layers measured, times 16 for 32.",
-        f"Unpruned {found['unpruned']:.1f} s, of which tower {found['tower']:.1f} s.",
+        f"Unpruned {found['unpruned']:.1f} s, of which tower {found['tower']:.1f} s. The CLS row costs {time:.2f} % of",
+        f"its block's time and {work:.2f} % of its MACs.",
         "",
         "| method at 16 | tower s | selection ms | saved s | selection / saved | pays below |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -137,7 +156,8 @@ def main(arguments: list[str]) -> None:
     from scripts.benches._report import OUT
 
     parser = argparse.ArgumentParser(prog="bench.py speed", description=__doc__.splitlines()[0])
-    parser.add_argument("--all", action="store_true", help="every method and six budgets")
+    parser.add_argument("--methods", nargs="*", default=METHODS, choices=pruning.names())
+    parser.add_argument("--budgets", type=int, nargs="*", default=BUDGETS)
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 8, 32])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
