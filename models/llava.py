@@ -154,7 +154,8 @@ class Llava:
         image_of = image_of_question(questions)
         owner = list(range(len(image_of))) if pruner.reads_question else image_of
         prompts = [self.prompt_ids(q) for asked in questions for q in asked]
-        pack = self._pack(visual, owner, prompts, pruner)
+        with self.stage("prefill"):  # of the image's prefix; the questions follow
+            pack = self._pack(visual, owner, prompts, pruner)
         texts, first = self._greedy(pack, max_new_tokens)
         with self.stage("shift"):
             shifts = self._shifts(tokens, pixels, image_of if pruner.reads_question else list(range(len(images))))

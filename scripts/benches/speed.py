@@ -108,8 +108,8 @@ def real_table(found: dict) -> list[str]:
     time, work = 100 * found["cls_time_share"], 100 * found["cls_mac_share"]
     lines = [
         "Shapes of LLaVA-1.5-7B, random weights, this CPU, one image: two decoder layers measured, times 16 for 32.",
-        f"Unpruned {found['unpruned']:.1f} s, of which tower {found['tower']:.1f} s. The CLS row costs {time:.2f} % of",
-        f"its block's time and {work:.2f} % of its MACs.",
+        f"Unpruned {found['unpruned']:.1f} s, of which tower {found['tower']:.1f} s.",
+        f"The CLS row costs {time:.2f} % of its block's time and {work:.2f} % of its MACs.",
         "",
         "| method at 16 | tower s | selection ms | saved s | selection / saved | pays below |",
         "| --- | --- | --- | --- | --- | --- |",
