@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -94,13 +95,28 @@ class PrunedLlava(lmms):
         groups = self._groups(requests)
         self.pictured_requests += [g.requests for g in groups[: self.pictured]]
         with tqdm(total=len(requests), desc=self.name, unit="question", file=self.screen, leave=False) as bar:
-            for batch in self._batches(groups):
+            for batch, name, images in self._read_ahead(self._batches(groups)):
                 asked = [r for group in batch for r in group.requests]
-                name = hashlib.blake2b(json.dumps([key(r) for r in asked]).encode(), digest_size=8).hexdigest()
-                if name not in self.journal.batches:
-                    self.journal.add(name, self._safely(batch, work))
-                self.rows |= {key(r): row for r, row in zip(asked, self.journal.batches[name])}
+                if images is not None:
+                    with self.llava.stage("image processing"):  # what is left to wait for
+                        ready = images.result()
+                    self.journal.add(name, self._safely(batch, ready, work))
+                rows = self.journal.batches.pop(name)
+                self.rows |= {key(r): compact(row) for r, row in zip(asked, rows)}
                 bar.update(len(asked))
+
+    def _read_ahead(self, batches: Iterator[list[Group]]) -> Iterator[tuple[list[Group], str, Future | None]]:
+        """Each batch with its name and, where the journal lacks it, its images; the next ones are read meanwhile."""
+        with ThreadPoolExecutor(1, "images") as reader:
+            waiting: list[tuple[list[Group], str, Future | None]] = []
+            for batch in batches:
+                keys = [key(r) for group in batch for r in group.requests]
+                name = hashlib.blake2b(json.dumps(keys).encode(), digest_size=8).hexdigest()
+                images = None if name in self.journal.batches else reader.submit(self._read, batch)
+                waiting.append((batch, name, images))
+                if len(waiting) > 1:
+                    yield waiting.pop(0)
+            yield from waiting
 
     def _groups(self, requests: list[Instance]) -> list[Group]:
         """Requests by image, in order of first appearance; images are told apart by the documents' `image_id`."""
@@ -125,8 +141,8 @@ class PrunedLlava(lmms):
             for start in range(0, len(alike), self.batch_size):
                 yield alike[start : start + self.batch_size]
 
-    def _safely(self, batch: list[Group], work: Callable[[list[Group], list[Image.Image]], list[Row]]) -> list[Row]:
-        """Rows of a batch; images that cannot be read get failed rows, a batch too big for the GPU is halved."""
+    def _read(self, batch: list[Group]) -> list[Image.Image | str]:
+        """The image of each group, or why there is none."""
         images: list[Image.Image | str] = []
         for group in batch:
             try:
@@ -137,6 +153,15 @@ class PrunedLlava(lmms):
                 images.append("image: too large")
             except (OSError, ValueError, SyntaxError) as error:
                 images.append(f"image: {error}")
+        return images
+
+    def _safely(
+        self,
+        batch: list[Group],
+        images: list[Image.Image | str],
+        work: Callable[[list[Group], list[Image.Image]], list[Row]],
+    ) -> list[Row]:
+        """Rows of a batch; images that cannot be read get failed rows, a batch too big for the GPU is halved."""
         good = [(g, i) for g, i in zip(batch, images) if not isinstance(i, str)]
         rows = iter(self._halving([g for g, _ in good], [i for _, i in good], work))
         return [
@@ -221,6 +246,11 @@ def visuals(request: Instance, task_dict: dict[str, Any]) -> list[Any]:
     doc_id, task, split = request.args[-3:]
     found = doc_to_visual(task_dict[task][split][doc_id])
     return list(found) if isinstance(found, list | tuple) else [found]
+
+
+def compact(row: Row) -> Row:
+    """A row as it waits in memory for the end of the run: numbers in arrays, not in lists of Python integers."""
+    return row | {"index": np.asarray(row["index"], np.int16)}
 
 
 def failed_row(reason: str | None) -> Row:

@@ -38,6 +38,7 @@ def run(plan: Plan) -> Result:
         if plan.method != "vanilla":
             llava = load_model(plan)
             pruner.keeps(llava.visual_tokens)
+            llava.expect(pruner)
     if plan.method == "vanilla":
         return ensure(plan, None)
     full = full_budget(plan)
@@ -137,6 +138,7 @@ def evaluate(plan: Plan, record: Record, baseline: Result | None) -> tuple[dict[
     journal = open_journal(plan, record)
     tasks = load_tasks(plan)
     llava.seconds.clear()
+    llava.cache.turn()
     lm = PrunedLlava(
         llava,
         pruner,

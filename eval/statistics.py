@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-from scipy.sparse.csgraph import connected_components
 
 from eval.scores import COUNT, percent, tally_frame
 
@@ -81,6 +79,8 @@ def paired_difference(
 
 def resample(sums: np.ndarray, draws: int = DRAWS, seed: int = SEED) -> np.ndarray:
     """Totals of tallies (I, P, T, 4) over images drawn with replacement -> (draws, P, T, 4)."""
+    from scipy.sparse.csgraph import connected_components  # here and below: slow imports, not for every command
+
     asked = sums[..., COUNT].any(1)  # (I, T)
     shared = (asked.T.astype(np.int64) @ asked.astype(np.int64)) > 0
     count, family = connected_components(shared, directed=False)
@@ -127,6 +127,8 @@ def difference(estimate: float, drawn: np.ndarray, images: int, level: float = 0
     if error < 1e-12:
         p = 1.0 if abs(estimate) < 1e-12 else 0.0
     else:
+        from scipy import stats
+
         p = float(2 * stats.t.sf(abs(estimate) / error, max(images - 1, 1)))
     return Difference(float(estimate), low, high, min(1.0, max(p, 2.0 ** (1 - images))), images)
 

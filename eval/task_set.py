@@ -19,20 +19,31 @@ MAX_PIXELS, MAX_ASPECT = 89_000_000, 100  # beyond these an image is taken for b
 
 
 class ImageStore:
-    """The pictures of one split of the embedded tasks, decoded when asked for."""
+    """The pictures of one split of the embedded tasks, read when asked for, one row group of the file at a time."""
 
     def __init__(self, file: Path) -> None:
         import pyarrow.parquet as pq
 
-        table = pq.read_table(file, columns=["image_id", "image"])
-        self.ids: list[Any] = table["image_id"].to_pylist()
-        self._bytes = {name: cell["bytes"] for name, cell in zip(self.ids, table["image"].to_pylist()) if cell}
+        self.file, table = file, pq.ParquetFile(file)
+        groups = [table.read_row_group(g, ["image_id"])["image_id"].to_pylist() for g in range(table.num_row_groups)]
+        self.ids: list[Any] = [name for group in groups for name in group]
+        self._group = {name: g for g, group in enumerate(groups) for name in group}
 
     def visual(self, doc: Mapping[str, Any]) -> list[Image.Image]:
         """The picture of a question, as lmms-eval's doc_to_visual returns it; decoding waits for the first use."""
-        if doc["image_id"] not in self._bytes:
-            return []
-        return [Image.open(io.BytesIO(self._bytes[doc["image_id"]]))]
+        name = doc["image_id"]
+        found = row_group(self.file, self._group[name]).get(name) if name in self._group else None
+        return [] if found is None else [Image.open(io.BytesIO(found))]
+
+
+@functools.lru_cache(maxsize=2)  # questions come image after image
+def row_group(file: Path, group: int) -> dict[Any, bytes]:
+    """The encoded pictures of one row group, by name."""
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(file).read_row_group(group, ["image_id", "image"])
+    cells = zip(table["image_id"].to_pylist(), table["image"].to_pylist())
+    return {name: cell["bytes"] for name, cell in cells if cell}
 
 
 def decode(images: list[Any]) -> Image.Image:

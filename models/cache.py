@@ -1,17 +1,23 @@
-"""A cache of tower states, bounded in bytes."""
+"""A cache of what the tower made of images, bounded in bytes."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
+import torch
 from torch import Tensor
+
+SLAB_BYTES = 33 * 2**20  # the C library maps blocks above 32 MB apart from its heap
 
 
 class StateCache:
-    """Least-recently-used store of tensors under (image, place); one cache belongs to one loaded model.
+    """Store under (image, place), of tower states and of what is derived from them; one cache to a loaded model.
 
     `image` is the fingerprint of the pixels, `place` the number of the block whose input is stored (the depth of
-    the tower stands for its output). Tensors are kept as they are: do not write into them.
+    the tower stands for its output) or a name. A sweep asks for the same images point after point, more of them
+    perhaps than there is room for; throwing out the oldest would then lose each image shortly before its turn. So a
+    full cache refuses newcomers, except in place of what the last `turn` did not read.
     """
 
     def __init__(self, max_bytes: int = 768 * 2**20) -> None:
@@ -19,29 +25,69 @@ class StateCache:
         self.bytes = 0
         self.hits = 0
         self.misses = 0
-        self._store: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._turn = 0
+        self._store: OrderedDict[tuple[int, int | str], tuple[Any, int, int]] = OrderedDict()  # value, bytes, turn
+        self._free: dict[tuple[tuple[int, ...], torch.dtype, torch.device], list[Tensor]] = {}
 
-    def get(self, image: int, place: int) -> Tensor | None:
-        """The state (1 + N, D), or None."""
-        value = self._store.get((image, place))
-        if value is None:
+    def turn(self) -> None:
+        """A new pass over images begins: what it does not read may go after it."""
+        self._turn += 1
+
+    def has(self, image: int, place: int | str) -> bool:
+        """Whether there is a value, without reading it."""
+        return (image, place) in self._store
+
+    def get(self, image: int, place: int | str) -> Any:
+        """The state (1 + N, D), or what else was put there; None where nothing is. Do not write into it."""
+        found = self._store.get((image, place))
+        if found is None:
             self.misses += 1
             return None
         self.hits += 1
+        self._store[image, place] = (found[0], found[1], self._turn)
         self._store.move_to_end((image, place))
-        return value
+        return found[0]
 
-    def put(self, image: int, place: int, value: Tensor) -> None:
-        """Store a state (1 + N, D); the least recently used ones leave when `max_bytes` would be passed."""
-        size = value.numel() * value.element_size()
-        if size > self.max_bytes:
+    def put(self, image: int, place: int | str, value: Tensor | Any, size: int | None = None) -> None:
+        """Keeps a copy of a state (1 + N, D), or any value of `size` bytes as it is, if there is room."""
+        if isinstance(value, Tensor) and size is None:
+            size = value.numel() * value.element_size()
+        if self.has(image, place) or not self._room(size):
             return
-        old = self._store.pop((image, place), None)
-        self.bytes += size - (0 if old is None else old.numel() * old.element_size())
-        self._store[image, place] = value
-        while self.bytes > self.max_bytes:
-            _, gone = self._store.popitem(last=False)
-            self.bytes -= gone.numel() * gone.element_size()
+        if isinstance(value, Tensor):
+            with torch.inference_mode(False), torch.no_grad():  # whatever mode the caller is in: others will read it
+                value = self._slot(value).copy_(value)
+        self._store[image, place] = (value, size, self._turn)
+        self.bytes += size
+
+    def _slot(self, like: Tensor) -> Tensor:
+        """Uninitialised memory for one state, from a slab of many.
+
+        States allocated one by one between the tower's temporaries would leave holes in the heap that nothing fits.
+        """
+        free = self._free.setdefault((tuple(like.shape), like.dtype, like.device), [])
+        if not free:
+            count = -(-SLAB_BYTES // max(1, like.numel() * like.element_size()))
+            free += like.new_empty((count, *like.shape)).unbind()
+        return free.pop()
+
+    def _room(self, size: int) -> bool:
+        """Makes room for `size` bytes from what the last turn did not read; whether there is enough."""
+        while self.bytes + size > self.max_bytes and self._store:
+            oldest, (_, gone, turn) = next(iter(self._store.items()))
+            if turn >= self._turn - 1:
+                return False
+            value = self._store.pop(oldest)[0]
+            self.bytes -= gone
+            if isinstance(value, Tensor):
+                self._free[tuple(value.shape), value.dtype, value.device].append(value)
+        return self.bytes + size <= self.max_bytes
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._store.clear()
+        self._free.clear()
+        self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._store)

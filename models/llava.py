@@ -6,7 +6,7 @@ cache of its prefix (prompt head and visual tokens) unless the method reads the 
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -60,7 +60,6 @@ class Llava:
         self.tower = VisionTower(model, self.cache)
         self.clip_text: Any = None  # texts -> (B, M, D_clip), set where CLIP's text tower is given
         self.seconds: Counter[str] = Counter()
-        self._known: OrderedDict[int, Any] = OrderedDict()  # image fingerprint -> FullStatistics
         if "{question}" not in prompt or prompt.count("<image>") != 1:
             raise InputError(f"prompt must hold one <image> and {{question}}, got {prompt!r}")
 
@@ -90,6 +89,10 @@ class Llava:
         rgb = [image.convert("RGB") for image in images]
         out = self.processor.image_processor(images=rgb, return_tensors="pt")["pixel_values"]
         return out.to(self.device)
+
+    def expect(self, pruner: Pruner) -> None:
+        """Every pass of the tower from now on leaves the states that this method starts from in the cache."""
+        self.tower.remembered = self.tower.places(pruner)
 
     @torch.no_grad()
     def prune(self, pixels: Tensor, pruner: Pruner, questions: list[list[str]] | None = None) -> VisualTokens:
@@ -151,7 +154,8 @@ class Llava:
         image_of = image_of_question(questions)
         owner = list(range(len(image_of))) if pruner.reads_question else image_of
         prompts = [self.prompt_ids(q) for asked in questions for q in asked]
-        pack = self._pack(visual, owner, prompts, pruner)
+        with self.stage("prefill"):  # of the image's prefix; the questions follow
+            pack = self._pack(visual, owner, prompts, pruner)
         texts, first = self._greedy(pack, max_new_tokens)
         with self.stage("shift"):
             shifts = self._shifts(tokens, pixels, image_of if pruner.reads_question else list(range(len(images))))
@@ -169,41 +173,41 @@ class Llava:
         kept = self._sets(tokens)
         if not len(kept[0]):
             return [{} for _ in image_of_row]
-        known = self._statistics(pixels)
-        full = [len(known[image].tokens.flatten(0, -2)) for image in image_of_row]
-        rows = [
-            dict.fromkeys(METRICS, 0.0) if len(own) >= n else all_shifts(own[None], known[image])
-            for own, n, image in zip(kept, full, image_of_row)
-        ]
-        return [{name: float(value) for name, value in row.items()} for row in rows]
+        rows: list[dict[str, float]] = []
+        for image, known in enumerate(self._statistics(tokens, pixels, image_of_row)):
+            own = [x for x, of in zip(kept, image_of_row) if of == image]
+            if len(own[0]) >= known.tokens.shape[1]:
+                rows += [dict.fromkeys(METRICS, 0.0)] * len(own)
+                continue
+            found = {name: value.tolist() for name, value in all_shifts(torch.stack(own), known).items()}
+            rows += [{name: values[at] for name, values in found.items()} for at in range(len(own))]
+        return rows
 
     def _sets(self, tokens: VisualTokens) -> list[Tensor]:
         """Each row's kept tokens, (K, D)."""
         return list(tokens.hidden)
 
-    def _seeds(self, pixels: Tensor) -> list[int]:
-        """What names each image in the store of statistics."""
-        return fingerprint(pixels).tolist()
+    def _seeds(self, tokens: VisualTokens, pixels: Tensor, image_of_row: list[int]) -> list[int]:
+        """What names each image in the cache."""
+        first = {image: row for row, image in reversed(list(enumerate(image_of_row)))}
+        return [int(tokens.seed[first[image]]) for image in range(len(pixels))]  # type: ignore[index]
 
-    def _full_sets(self, pixels: Tensor, which: list[int]) -> list[Tensor]:
+    def _full_sets(self, pixels: Tensor, which: list[int], seeds: list[int]) -> list[Tensor]:
         """The unpruned tokens of images `which`, (N, D) each."""
-        return list(self.tower.full(pixels[which]).hidden)
+        return list(self.tower.full(pixels[which], torch.tensor([seeds[b] for b in which])).hidden)
 
-    def _statistics(self, pixels: Tensor) -> list[Any]:
+    def _statistics(self, tokens: VisualTokens, pixels: Tensor, image_of_row: list[int]) -> list[Any]:
         """The full set's side of the shift metrics, one an image, kept for the next method and budget."""
         from pruning.shift import statistics
 
-        seeds = self._seeds(pixels)
-        missing = [b for b, seed in enumerate(seeds) if seed not in self._known]
+        seeds = self._seeds(tokens, pixels, image_of_row)
+        found = [self.cache.get(seed, "statistics") for seed in seeds]
+        missing = [b for b, known in enumerate(found) if known is None]
         if missing:
-            for b, hidden in zip(missing, self._full_sets(pixels, missing)):
-                self._known[seeds[b]] = statistics(hidden[None])
-        found = [self._known[seed] for seed in seeds]
-        for seed in seeds:
-            self._known.move_to_end(seed)
-        size = found[0].tokens.numel() * found[0].tokens.element_size()
-        while len(self._known) > max(len(seeds), self.cache.max_bytes // (2 * size)):
-            self._known.popitem(last=False)
+            for b, hidden in zip(missing, self._full_sets(pixels, missing, seeds)):
+                found[b] = statistics(hidden[None])
+                tokens_bytes = found[b].tokens.numel() * found[b].tokens.element_size()
+                self.cache.put(seeds[b], "statistics", found[b], 2 * tokens_bytes)  # its lazy parts: as much again
         return found
 
     def _answer(self, text: str, logits: Tensor, tokens: VisualTokens, row: int, shifts: dict[str, float]) -> Answer:

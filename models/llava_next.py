@@ -55,6 +55,10 @@ class LlavaNext(Llava):
         pixels = [own[: self.crops.number(size)].to(self.device) for own, size in zip(out["pixel_values"], sizes)]
         return CropPixels(pixels, sizes)
 
+    def expect(self, pruner: Pruner) -> None:
+        share = self.crops.share(pruner)
+        self.tower.remembered = set() if share is None else self.tower.places(share)
+
     @torch.no_grad()
     def prune(  # type: ignore[override]
         self, pixels: CropPixels, pruner: Pruner, questions: list[list[str]] | None = None
@@ -72,10 +76,10 @@ class LlavaNext(Llava):
         """Packed visual tokens of each row, (K_i, D_llm) in the language model's dtype."""
         return [features.to(self.embed.weight.dtype) for features in self.crops.project(tokens)]
 
-    def _seeds(self, pixels: CropPixels) -> list[int]:  # type: ignore[override]
+    def _seeds(self, tokens: list[Kept], pixels: CropPixels, image_of_row: list[int]) -> list[int]:  # type: ignore[override]
         return [hash(tuple(fingerprint(own).tolist())) for own in pixels.crops]
 
-    def _full_sets(self, pixels: CropPixels, which: list[int]) -> list[Tensor]:  # type: ignore[override]
+    def _full_sets(self, pixels: CropPixels, which: list[int], seeds: list[int]) -> list[Tensor]:  # type: ignore[override]
         return self.crops.full([pixels.crops[b] for b in which], [pixels.sizes[b] for b in which])
 
     def _sets(self, tokens: list[Kept]) -> list[Tensor]:  # type: ignore[override]

@@ -31,6 +31,7 @@ class VisionTower:
 
     Attributes:
         depth: blocks that run (L - 1 for `vision_feature_layer = -2`).
+        remembered: places whose states a pass leaves in the cache in any case, for the methods to come.
         grid: rows and columns of patches that become tokens: of the crop, or of its `window`.
     """
 
@@ -46,6 +47,7 @@ class VisionTower:
         self.grid = (side, side)
         self.rows, self.columns = slice(0, side), slice(0, side)  # the window of each crop that the tokens come from
         self.cache = StateCache(0) if cache is None else cache
+        self.remembered: set[int] = set()
         self.clip_projection: nn.Module | None = None  # visual projection into CLIP's joint space, when given
 
     @property
@@ -123,22 +125,32 @@ class VisionTower:
     def states(self, pixels: Tensor, places: set[int], seed: Tensor | None = None) -> dict[int, Tensor]:
         """Unpruned states (B, 1 + N, D) of the window at `places` (the input of that block; `depth`: the output).
 
-        Each image's states come from the cache or from one pass of the images that miss any of them.
+        What the cache lacks is computed in one pass of the images that miss any place, from the furthest place that
+        the cache has of all of them; `places` and the `remembered` ones on the way go into the cache.
         """
         seed = fingerprint(pixels) if seed is None else seed
         images = seed.tolist()
         found = {place: [self.cache.get(image, place) for image in images] for place in places}
         missing = [b for b in range(len(images)) if any(found[place][b] is None for place in places)]
         if missing:
-            x = self.embed(pixels[missing])
-            for layer in range(max(places) + 1):
-                if layer in places:
-                    for b, state in zip(missing, x):
+            gap = min(place for place, rows in found.items() if any(row is None for row in rows))
+            start, x = self._nearest(pixels[missing], [images[b] for b in missing], gap)
+            for layer in range(start, max(places) + 1):
+                for b, state in zip(missing, x):
+                    if layer in places:
                         found[layer][b] = state
-                        self.cache.put(images[b], layer, state.clone())  # a copy: a view would keep the batch alive
+                    if layer in places | self.remembered:
+                        self.cache.put(images[b], layer, state)
                 if layer < max(places):
                     x = self.block(layer, x)
         return {place: self._inside(torch.stack(rows)) for place, rows in found.items()}
+
+    def _nearest(self, pixels: Tensor, images: list[int], gap: int) -> tuple[int, Tensor]:
+        """The furthest place up to `gap` where the cache has all `images`, and their states (B, 1 + N, D) there."""
+        for place in range(gap, 0, -1):
+            if all(self.cache.has(image, place) for image in images):
+                return place, torch.stack([self.cache.get(image, place) for image in images])
+        return 0, self.embed(pixels)
 
     def full(self, pixels: Tensor, seed: Tensor | None = None) -> VisualTokens:
         """All N tokens (B, N, D) at the layer the projector reads."""
@@ -147,29 +159,38 @@ class VisionTower:
         state = self.states(pixels, {last, self.depth}, seed)
         return self._view(last, state[last], state[self.depth], self._all(len(pixels), pixels.device), seed)
 
+    def schedule(self, pruner: Pruner) -> dict[int, int]:
+        """What the method keeps after which blocks; nothing where the full budget makes it the identity."""
+        if pruner.keeps(self.patches) == self.patches and not pruner.resizes_image:
+            return {}
+        return pruner.schedule(self.depth, self.patches)
+
+    def places(self, pruner: Pruner) -> set[int]:
+        """The places whose unpruned states the method starts from; none where it cuts its own patches."""
+        if pruner.resizes_image:
+            return set()
+        first = min(self.schedule(pruner), default=self.depth - 1)
+        whole = self.patches == (self.clip.config.image_size // self.clip.config.patch_size) ** 2
+        # a window's first block runs without the padding, and ToMe acts in its midst: neither has an unpruned output
+        return {first, first + 1} if whole and not pruner.inside_block else {first}
+
     def survivors(self, pixels: Tensor, pruner: Pruner, seed: Tensor | None = None) -> VisualTokens:
         """What the method's last step gets, (B, n, D): pruned inside the tower where the method has a schedule."""
         seed = fingerprint(pixels) if seed is None else seed
-        schedule = pruner.schedule(self.depth, self.patches)
-        if pruner.keeps(self.patches) == self.patches and not pruner.resizes_image:
-            schedule = {}  # the full budget is the identity
+        schedule = self.schedule(pruner)
         if pruner.one_by_one and schedule and len(pixels) > 1:
             alone = [self.survivors(pixels[b : b + 1], pruner, seed[b : b + 1]) for b in range(len(pixels))]
             return concatenate([pruner.finish(tokens) for tokens in alone])  # counts agree only at the end
         if not schedule and not pruner.resizes_image:
             return self.full(pixels, seed)
-        if pruner.resizes_image:
-            first, (patches, positions) = 0, pruner.patches(*self._cut(pixels), self.grid)
-            x = self.embed_patches(patches, positions)
-            cell = (positions * positions.new_tensor(self.grid)).long()  # the patch under each centre
-            index = (cell[:, 0] * self.grid[1] + cell[:, 1]).expand(len(pixels), -1)
-        else:
-            first = min(schedule)
-            x, index = self.states(pixels, {first}, seed)[first], self._all(len(pixels), pixels.device)
+        first, x, after, index = self._start(pixels, pruner, seed)
         size, carried, trace = None, {}, {}
         for layer in range(first, self.depth):
             before = x
-            x = self.attend(layer, before, size) if pruner.inside_block else self.block(layer, before)
+            if layer == first and after is not None:
+                x = after
+            else:
+                x = self.attend(layer, before, size) if pruner.inside_block else self.block(layer, before)
             if layer in schedule or layer == self.depth - 1:
                 tokens = self._view(layer, before, x, index, seed, size=size, carried=carried, trace=trace)
             if layer in schedule:
@@ -180,6 +201,17 @@ class VisionTower:
                 x = self.feed(layer, x)
         tokens = replace(tokens, hidden=x[:, 1:], cls=x[:, 0])
         return self._with_projections(tokens)
+
+    def _start(self, pixels: Tensor, pruner: Pruner, seed: Tensor) -> tuple[int, Tensor, Tensor | None, Tensor]:
+        """First block to run, its input (B, 1 + n, D), its output where that is known, and patch numbers (B, n)."""
+        places = self.places(pruner)
+        if places:
+            first, state = min(places), self.states(pixels, places, seed)
+            return first, state[first], state.get(first + 1), self._all(len(pixels), pixels.device)
+        patches, positions = pruner.patches(*self._cut(pixels), self.grid)
+        cell = (positions * positions.new_tensor(self.grid)).long()  # the patch under each centre
+        index = (cell[:, 0] * self.grid[1] + cell[:, 1]).expand(len(pixels), -1)
+        return 0, self.embed_patches(patches, positions), None, index
 
     def _cut(self, pixels: Tensor) -> tuple[Tensor, int]:
         """The window's pixels (B, 3, h, w) of whole crops, and the patch size."""
@@ -241,14 +273,18 @@ class VisionTower:
 def cls_row(attention: nn.Module, normed: Tensor) -> Tensor:
     """CLS row of a block's attention in float32: layer-normed input (B, 1 + n, D) -> (B, H, 1 + n).
 
-    softmax(q_cls K^T / sqrt(head size)); equal to eager attention's row without the (1 + n, 1 + n) map.
+    softmax(q_cls K^T / sqrt(head size)); equal to eager attention's row without the (1 + n, 1 + n) map, and without
+    the keys: q (W x + b) = (q W) x + q b, whose last term is the same for every token and leaves the softmax.
     """
     b, n, width = normed.shape
-    heads = attention.num_heads
+    heads, key = attention.num_heads, attention.k_proj
     q = attention.q_proj(normed[:, :1]).view(b, 1, heads, -1).transpose(1, 2)  # (B, H, 1, d)
-    k = attention.k_proj(normed).view(b, n, heads, -1).transpose(1, 2)  # (B, H, 1 + n, d)
-    logits = (q @ k.transpose(-1, -2)).float() * (width // heads) ** -0.5
-    return logits.softmax(-1)[:, :, 0]
+    if type(key) is nn.Linear:
+        weight = key.weight.float().view(heads, -1, width)  # (H, d, D)
+        logits = (q.float() @ weight)[:, :, 0] @ normed.float().mT  # (B, H, 1 + n)
+    else:  # quantised or adapted: its weight is not all that it does
+        logits = (q @ key(normed).view(b, n, heads, -1).permute(0, 2, 3, 1)).float()[:, :, 0]
+    return (logits * (width // heads) ** -0.5).softmax(-1)
 
 
 def concatenate(parts: list[VisualTokens]) -> VisualTokens:

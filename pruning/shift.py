@@ -8,16 +8,17 @@ candidates that a run records next to it.
     known = statistics(full)                       the full set's side, once an image
     all_shifts(kept, known)                        every metric, sharing what they share
 
-`kept` is (B, K, D) and `full` is (B, N, D) or its `FullStatistics`; every result is (B,). All metrics are free of the
-features' scale. Computed in float32, or in float64 if the features are. Population moments (divided by the count).
-A row with NaN or infinite features, or with no kept token, gives NaN; K = 1 is finite.
+`kept` is (B, K, D) and `full` is (B, N, D), or (1, N, D) where all rows are of one image, or its `FullStatistics`;
+every result is (B,). All metrics are free of the features' scale. Computed in float32, or in float64 if the features
+are. Population moments (divided by the count). A row with NaN or infinite features, or with no kept token, gives NaN;
+K = 1 is finite.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -68,12 +69,10 @@ class FullStatistics:
         unit = scaled / values.sqrt().clamp(min=torch.finfo(scaled.dtype).tiny)[:, None]
         return unit, self.floored(values)
 
-    @cached_property
+    @property
     def directions(self) -> Tensor:
         """(D, 64) random unit vectors, the same for every image and run."""
-        dim, generator = self.tokens.shape[2], torch.Generator().manual_seed(0)
-        drawn = torch.randn(dim, DIRECTIONS, generator=generator, dtype=torch.float64)
-        return (drawn / drawn.norm(dim=0)).to(self.tokens)
+        return random_directions(self.tokens.shape[2], self.tokens.dtype, self.tokens.device)
 
     @cached_property
     def sliced(self) -> Tensor:
@@ -81,27 +80,30 @@ class FullStatistics:
         return (self.tokens @ self.directions).sort(1).values
 
     @cached_property
-    def squared_distances(self) -> Tensor:
-        """(B, N, N)."""
-        return squared_distances(self.tokens, self.tokens)
+    def pairwise(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`spread`, `bandwidth` and `kernel`; the (B, N, N) distances that they come from are not kept."""
+        n, squared = self.tokens.shape[1], squared_distances(self.tokens, self.tokens)
+        tiny = torch.finfo(squared.dtype).tiny
+        spread = squared.sqrt().mean((1, 2)).clamp(min=tiny)
+        different = torch.ones(n, n, dtype=torch.bool, device=squared.device).triu(int(n > 1))  # N = 1: itself
+        median = squared[:, different].median(1).values
+        bandwidth = (2 * median).clamp(min=tiny)[:, None, None]
+        return spread, bandwidth, (-squared / bandwidth).exp().mean((1, 2))
 
-    @cached_property
+    @property
     def spread(self) -> Tensor:
         """(B,) mean distance of two tokens of the full set (V-statistic)."""
-        return self.squared_distances.sqrt().mean((1, 2)).clamp(min=torch.finfo(self.tokens.dtype).tiny)
+        return self.pairwise[0]
 
-    @cached_property
+    @property
     def bandwidth(self) -> Tensor:
         """(B, 1, 1) twice the squared median distance between two different tokens."""
-        n = self.tokens.shape[1]
-        row, column = torch.triu_indices(n, n, 1, device=self.tokens.device) if n > 1 else torch.zeros(2, 1).long()
-        median = self.squared_distances[:, row, column].median(1).values
-        return (2 * median).clamp(min=torch.finfo(median.dtype).tiny)[:, None, None]
+        return self.pairwise[1]
 
-    @cached_property
+    @property
     def kernel(self) -> Tensor:
         """(B,) mean RBF kernel of two tokens of the full set (V-statistic)."""
-        return (-self.squared_distances / self.bandwidth).exp().mean((1, 2))
+        return self.pairwise[2]
 
     def floored(self, variance: Tensor) -> Tensor:
         """Variances (B, d) raised to at least `FLOOR` times the full set's mean variance over its D dimensions."""
@@ -201,7 +203,7 @@ def sliced_wasserstein(pair: Pair) -> Tensor:
     cuts = torch.cat([torch.arange(k, device=kept.device) * n, torch.arange(n + 1, device=kept.device) * k]).unique()
     start, length = cuts[:-1], cuts.diff().to(kept.dtype) / (k * n)
     squared = (kept[:, start // n] - full[:, start // k]).square()  # (B, cuts, 64)
-    mean = torch.einsum("bcp,c->b", squared, length) / DIRECTIONS
+    mean = (squared.mean(2) * length).sum(1)
     return (mean * pair.full.tokens.shape[2] / pair.full.trace).sqrt()
 
 
@@ -239,7 +241,7 @@ MEASURES: tuple[Callable[[Pair], Tensor], ...] = (
 def compare(measure: Callable[[Pair], Tensor], pair: Pair) -> Tensor:
     """(B,) the measure, NaN where the features are not finite or nothing was kept."""
     if pair.tokens.shape[1] == 0:
-        return torch.full_like(pair.full.trace, torch.nan)
+        return pair.tokens.new_full((len(pair.tokens),), torch.nan)
     return torch.where(pair.finite, measure(pair), torch.nan)
 
 
@@ -304,8 +306,17 @@ def spectral_entropy(values: Tensor) -> Tensor:
     return torch.special.entr(share).sum(1)
 
 
+@lru_cache(maxsize=8)
+def random_directions(dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(D, 64) unit vectors drawn with a fixed seed."""
+    drawn = torch.randn(dim, DIRECTIONS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return (drawn / drawn.norm(dim=0)).to(device=device, dtype=dtype)
+
+
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """(B, n, D), (B, m, D) -> (B, n, m); what is below the rounding of its terms is zero, as for equal tokens."""
+    """(B, n, D), (B, m, D) -> (B, n, m); B may be 1 on one side. What is below its terms' rounding is zero, as for
+    equal tokens.
+    """
     norms = a.square().sum(2)[:, :, None] + b.square().sum(2)[:, None]
-    squared = torch.baddbmm(norms, a, b.mT, alpha=-2)
+    squared = torch.baddbmm(norms, a.expand(len(norms), -1, -1), b.mT.expand(len(norms), -1, -1), alpha=-2)
     return torch.where(squared > 16 * torch.finfo(a.dtype).eps * norms, squared, 0.0)

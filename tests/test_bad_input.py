@@ -181,13 +181,13 @@ def test_nan_features(data: str, tmp_path: Path) -> None:
     def poison(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
         return torch.cat([output[:1] * float("nan"), output[1:]])
 
-    llava.cache._store.clear()
+    llava.cache.clear()
     handle = llava.tower.clip.embeddings.register_forward_hook(poison)
     try:
         point.ensure(plan, None)
     finally:
         handle.remove()
-        llava.cache._store.clear()
+        llava.cache.clear()
     samples = pd.read_parquet(Record(plan).folder / "samples.parquet")
     assert samples.failed[0] == "NaN or infinite features" and pd.isna(samples.failed[1])
     assert samples.score.isna().tolist() == [True, False]

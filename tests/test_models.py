@@ -152,14 +152,43 @@ def test_patches_cut_by_hand_embed_like_the_image(llava, scenes):
         torch.testing.assert_close(own, llava.tower.embed(pixels), atol=1e-4, rtol=1e-4)
 
 
+def blocks_run(tower, work):
+    """What `work` returns, and the blocks that it ran, in order."""
+    ran = []
+    hooks = [b.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, b in enumerate(tower.blocks)]
+    try:
+        with torch.no_grad():
+            return work(), ran
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def test_cache_is_bounded_and_used(llava, scenes):
     pixels = llava.pixels([s[0] for s in scenes])
     one = 577 * llava.tower.full(pixels[:1]).hidden.shape[2] * 4
     tower = VisionTower(llava.model, StateCache(max_bytes=5 * one))
-    first = tower.full(pixels).hidden  # 8 states for room of 5
-    assert tower.cache.bytes <= 5 * one and len(tower.cache) == 5
-    misses = tower.cache.misses
-    assert torch.equal(tower.full(pixels[3:]).hidden, first[3:]) and tower.cache.misses == misses
+    first, ran = blocks_run(tower, lambda: tower.full(pixels).hidden)  # 8 states for room of 5
+    assert tower.cache.bytes <= 5 * one and len(tower.cache) == 5 and len(ran) == tower.depth
+    again, ran = blocks_run(tower, lambda: tower.full(pixels).hidden)
+    assert torch.equal(again, first) and ran == [tower.depth - 1]  # one image has both states, the others the first
+    for _ in range(2):  # what no pass has read for a turn makes room
+        tower.cache.turn()
+        tower.full(pixels[3:].flip(-1))
+    assert blocks_run(tower, lambda: tower.full(pixels[3:].flip(-1)))[1] == [] and tower.cache.bytes <= 5 * one
+
+
+@pytest.mark.parametrize("name", ["acgr_tatcs", "flowcut", "tome", "cls_attention"])
+def test_no_block_runs_twice_on_an_image(llava, scenes, name):
+    pixels, pruner = llava.pixels([s[0] for s in scenes[:2]]), pruning.load(name, 16)
+    cold, warm = VisionTower(llava.model), VisionTower(llava.model, StateCache())
+    warm.remembered = warm.places(pruner)
+    warm.full(pixels)
+    plain = cold.survivors(pixels, pruner)
+    tokens, ran = blocks_run(warm, lambda: warm.survivors(pixels, pruner))
+    assert torch.equal(tokens.hidden, plain.hidden) and torch.equal(tokens.index, plain.index)
+    first = min(warm.schedule(pruner), default=warm.depth)
+    assert all(layer > first for layer in ran)
 
 
 def test_no_visual_token_at_all(llava, scenes):

@@ -65,7 +65,7 @@ def test_unpruned_packing_is_hugging_faces_bit_for_bit(cut, dtype):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs.pooler_output, strict=True))
     finally:
         cut.model.to(torch.float32)
-        cut.cache._store.clear()
+        cut.cache.clear()
 
 
 def test_full_budget_answers_like_plain_generate(both):

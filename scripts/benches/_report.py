@@ -1,0 +1,35 @@
+"""What the benches share: quartiles, the facts of the machine, files in results/embedded/bench/."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+OUT = Path("results/embedded/bench")
+
+
+def quartiles(values: list[float]) -> list[float]:
+    """Lower quartile, median, upper quartile."""
+    return torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def save(name: str, result: dict, table: str) -> None:
+    """Writes NAME.json, with versions and hardware, and NAME.md; prints the table."""
+    from eval import facts
+
+    OUT.mkdir(parents=True, exist_ok=True)
+    about = {"versions": facts.versions(), "commit": facts.commit(), "hardware": facts.hardware()}
+    (OUT / f"{name}.json").write_text(json.dumps(about | result, indent=1) + "\n")
+    (OUT / f"{name}.md").write_text(table)
+    print(table)
