@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from models.versions import cache_in
 from pruning.base import Pruner
 from pruning.decoder import DecoderPruner, Look
 from pruning.errors import InputError
@@ -127,7 +128,7 @@ class DecoderDriver:
 
     # --- one forward pass -------------------------------------------------------------------------------
     def _enter(self, language: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        cache, mask, x = kwargs.get("past_key_values"), kwargs.get("attention_mask"), kwargs["inputs_embeds"]
+        cache, mask, x = cache_in(kwargs), kwargs.get("attention_mask"), kwargs["inputs_embeds"]
         past = 0 if cache is None else cache.get_seq_length()
         self._prefilling, armed, self._armed = self._armed is not None, self._armed, None
         if armed is None:
@@ -165,7 +166,7 @@ class DecoderDriver:
         plan, own = self.plan, self.pruner.own_row
 
         def hook(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-            now, hidden, cache = self.prompts, args[0], kwargs.get("past_key_values")
+            now, hidden, cache = self.prompts, args[0], cache_in(kwargs)
             if now is None:
                 return None
             if self._prefilling:
