@@ -18,7 +18,10 @@ STOP_WORDS = frozenset(
     "with would yes you your image picture photo photograph object objects answer question using single word phrase "
     "following shown visible".split()
 )
-_ROLE = re.compile(r"USER:|ASSISTANT:|\[/?INST\]|Human:|<\|im_start\|>|<\|im_end\|>")
+# What opens a user's turn and what ends it, in the templates of LLaVA-1.5 and NeXT (Vicuna, Mistral, Llama 3, Yi)
+_USER = re.compile(r"USER:|Human:|\[INST\]|<\|im_start\|>user|<\|start_header_id\|>user<\|end_header_id\|>")
+_END = re.compile(r"ASSISTANT:|Assistant:|\[/INST\]|<\|im_end\|>|<\|eot_id\|>|</s>")
+_SPECIAL = re.compile(r"<image>|<s>|<pad>|<unk>|<\|begin_of_text\|>")
 
 
 def content_spans(text: str) -> list[tuple[int, int]]:
@@ -29,8 +32,8 @@ def content_spans(text: str) -> list[tuple[int, int]]:
 
 def strip_template(prompt: str) -> str:
     """The last user turn of a rendered prompt, without role markers and the image placeholder."""
-    turns = [part.strip() for part in _ROLE.split(prompt.replace("<image>", " "))]
-    said = [part for part in turns if part]
+    turns = (_END.split(turn, maxsplit=1)[0].strip() for turn in _USER.split(_SPECIAL.sub(" ", prompt)))
+    said = [turn for turn in turns if turn]
     return said[-1] if said else ""
 
 

@@ -8,34 +8,12 @@ from PIL import Image
 
 import pruning
 from models.attach import attach
+from models.versions import cache_in
 from tests import tiny
 from tests.conftest import PROMPT
 
 QUESTIONS = ["what color is the sign?", "is there a red circle?", "how many squares?", "what is 7?", "where is it?"]
 METHODS = ["acgr_tatcs", "cls_attention", "trim", "tome"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("tiny")
-
-
-@pytest.fixture(scope="module")
-def plain(folder):
-    """LLaVA with 16 tokens an image."""
-    return tiny.build(folder / "llava", next_=False)
-
-
-@pytest.fixture(scope="module")
-def cut(folder):
-    """LLaVA-NeXT with at most 5 crops of 16 tokens."""
-    return tiny.build(folder / "next", next_=True)
-
-
-@pytest.fixture(params=["plain", "cut"])
-def both(request):
-    """Each of them, with a budget that keeps a quarter."""
-    return request.getfixturevalue(request.param), 4 if request.param == "plain" else 20
 
 
 def inputs(llava, images, texts):
@@ -200,7 +178,7 @@ def test_lengths_labels_and_caches(plain):
         longest = given["input_ids"].shape[1] + 3
         assert model.generate(**given, max_length=longest, do_sample=False).shape[1] <= longest
         out = model.generate(**given, max_new_tokens=3, return_dict_in_generate=True, output_scores=True)
-        assert len(out.scores) == 3 and out.past_key_values.get_seq_length() == longest - 12 - 1
+        assert len(out.scores) == 3 and cache_in(out).get_seq_length() == longest - 12 - 1
         labels = given["input_ids"].masked_fill(given["input_ids"] == 4, -100)
         assert torch.isfinite(model(**given, labels=labels).loss)
 
