@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("4.57.6", "5.0.0", "5.17.0", "newest")
-TESTS = ("real_models", "engineer", "decoder", "models", "full_size")  # all that run transformers and need no lmms-eval
+TESTS = ("real_models", "engineer", "decoder", "models", "full_size")  # those that run it and need no lmms-eval
 
 
 def environment(folder: Path, version: str) -> Path:

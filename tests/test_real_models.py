@@ -12,7 +12,7 @@ from models.versions import cache_in
 from tests import tiny
 from tests.conftest import PROMPT
 
-QUESTIONS = ["what color is the sign?", "is there a red circle?", "how many squares?", "what is 7?", "where is it?"]
+QUESTIONS = ["what color is the sign?", "is there a red circle?", "how many squares?", "what is 7?", "is there a 5?"]
 METHODS = ["acgr_tatcs", "cls_attention", "trim", "tome"]
 
 
@@ -40,7 +40,7 @@ def test_unpruned_packing_is_hugging_faces_bit_for_bit(cut, dtype):
         with torch.no_grad():
             theirs = cut.model.model.get_image_features(given["pixel_values"].to(dtype), given["image_sizes"])
             ours = cut.project(cut.prune(cut.pixels(images), pruning.load("vanilla", 80)))
-        assert all(torch.equal(a, b) for a, b in zip(ours, theirs.pooler_output, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(ours, getattr(theirs, "pooler_output", theirs), strict=True))
     finally:
         cut.model.to(torch.float32)
         cut.cache._store.clear()
