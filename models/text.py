@@ -52,18 +52,19 @@ def read_questions(texts: list[str], tokenizer: Any, embed: nn.Module, clip: Any
     """
     encoded = [tokenizer(text, add_special_tokens=False, return_offsets_mapping=True) for text in texts]
     length = max(1, *(len(e["input_ids"]) for e in encoded)) if encoded else 1
-    device = embed.weight.device
-    ids = torch.zeros(len(texts), length, dtype=torch.long, device=device)
-    mask = torch.zeros(len(texts), length, dtype=torch.bool, device=device)
+    ids = torch.zeros(len(texts), length, dtype=torch.long)
+    mask = torch.zeros(len(texts), length, dtype=torch.bool)
     content = mask.clone()
     for row, (text, e) in enumerate(zip(texts, encoded)):
         n = len(e["input_ids"])
-        ids[row, :n] = torch.tensor(e["input_ids"], dtype=torch.long, device=device)
+        ids[row, :n] = torch.tensor(e["input_ids"], dtype=torch.long)
         mask[row, :n] = True
         spans = content_spans(text)
         inside = [any(a < end and start < b for start, end in spans) for a, b in e["offset_mapping"]]
-        content[row, :n] = torch.tensor(inside, dtype=torch.bool, device=device)
-    embeddings = embed(ids)
+        content[row, :n] = torch.tensor(inside, dtype=torch.bool)
+    device = embed.weight.device  # `meta` where accelerate has offloaded the weights: its hook moves the ids
+    embeddings = embed(ids if device.type == "meta" else ids.to(device))
+    mask, content = mask.to(embeddings.device), content.to(embeddings.device)
     if clip is not None:
         return Question(embeddings, mask, content, clip=clip(texts), clip_is_real=True)
     return Question(embeddings, mask, content, clip=_mean(embeddings, mask, content)[:, None])

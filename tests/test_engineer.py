@@ -10,9 +10,11 @@ import torch
 
 import pruning
 from models.attach import attach
+from models.load import load
 from models.text import strip_template
 from models.versions import cache_argument, cache_in
 from tests import tiny
+from tests.conftest import PROMPT
 from tests.test_real_models import QUESTIONS, asked, inputs, new_tokens
 
 
@@ -100,6 +102,19 @@ def test_a_compiled_model_answers_the_same(plain, how):
     assert not {"generate", "forward"} & set(vars(plain.model)) and "get_image_features" not in vars(
         plain.model.model
     )
+
+
+@pytest.mark.parametrize(("name", "budget"), [("acgr_tatcs", 4), ("trim", 4), ("fastv", 12)])
+def test_offloaded_weights_give_the_same_tokens(folder, plain, name, budget):
+    from accelerate import cpu_offload
+
+    away = load(str(folder / "llava"), PROMPT, dtype="float32", device="cpu")
+    given, rows = inputs(plain, *asked()), []
+    cpu_offload(away.model, execution_device="cpu")
+    for llava in (plain, away):
+        with attach(llava.model, pruning.load(name, budget), llava.tokenizer) as model:
+            rows.append(new_tokens(model, given))
+    assert rows[0] == rows[1]
 
 
 def test_sampling_is_that_of_a_seed(both):
