@@ -8,6 +8,7 @@ from PIL import Image
 
 import pruning
 from models.attach import attach
+from models.load import load
 from models.versions import cache_in
 from tests import tiny
 from tests.conftest import PROMPT
@@ -80,6 +81,20 @@ def test_kept_tokens_are_packed_in_the_layouts_order(cut):
         assert len(crops.project([kept])[0]) == len(wanted) == crops.count(size, pruner)
     unpadded = type(cut.crops)(cut.model, cut.tower, unpad=False)
     assert unpadded.count(size, pruning.load("uniform", 40)) == 40 and len(unpadded.frame(size).patches) == 80
+
+
+@pytest.mark.parametrize(("newline", "unpad"), [("drop", True), ("keep", True), ("drop", False), ("keep", False)])
+def test_reported_tokens_are_those_that_reach_the_language_model(folder, cut, newline, unpad):
+    llava = load(str(folder / "next"), PROMPT, dtype="float32", device="cpu", newline=newline, unpad=unpad)
+    for name, budget in (("acgr", 20), ("vanilla", 80)):
+        pruner, (images, texts) = pruning.load(name, budget), asked()
+        answers = llava.answer(images, [[q] for q in QUESTIONS], pruner, 5)
+        with attach(llava.model, pruner, newline=newline, unpad=unpad) as model, torch.no_grad():
+            for image, text, (answer,) in zip(images, texts, answers):
+                given = inputs(llava, [image], [text])
+                words = int((given["input_ids"] != 4).sum())
+                assert model(**given).logits.shape[1] - words == answer.visual_tokens == len(answer.index)
+                assert llava.tokenizer.decode(new_tokens(model, given)[0], True) == answer.text
 
 
 def test_budget_must_divide_over_the_crops(cut):
@@ -236,7 +251,7 @@ def test_hooks_of_others_on_forward_come_back(plain):
 
 
 def test_images_are_padded_or_cropped_as_the_protocol_says(folder, plain):
-    from models.load import load, square_processor
+    from models.load import square_processor
 
     wide = Image.new("RGB", (112, 56), (255, 0, 0))
     path = str(folder / "llava")
