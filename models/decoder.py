@@ -156,6 +156,8 @@ class DecoderDriver:
             raise InputError(
                 "pruning inside the language model needs the whole prompt in one pass, with an empty cache"
             )
+        if self.language.training and self.language.is_gradient_checkpointing:
+            raise InputError("pruning inside the language model does not fit gradient checkpointing: switch it off")
         if not bool(real[:, -1].all()):
             raise InputError("pruning inside the language model needs prompts padded on the left")
         position = kwargs.get("position_ids")

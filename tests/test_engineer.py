@@ -81,9 +81,10 @@ def test_iterated_stream_in_a_thread(plain):
         thread.join()
 
 
+@pytest.mark.parametrize(("name", "budget"), [("cls_attention", 4), ("fastv", 12)])
 @pytest.mark.parametrize("how", ["model", "in place", "forward"])
-def test_a_compiled_model_answers_the_same(plain, how):
-    given, pruner = inputs(plain, *asked()), pruning.load("cls_attention", 4)
+def test_a_compiled_model_answers_the_same(plain, how, name, budget):
+    given, pruner = inputs(plain, *asked()), pruning.load(name, budget)
     with pruner(plain.model) as model:
         expected = new_tokens(model, given)
     compiled = plain.model
@@ -167,6 +168,20 @@ def test_the_projector_and_the_language_model_can_be_trained(both):
             assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
     finally:
         llava.model.zero_grad(set_to_none=True)
+
+
+def test_checkpointed_training_is_refused_inside_the_language_model(plain):
+    given, model = inputs(plain, *asked()), plain.model
+    model.train()
+    model.gradient_checkpointing_enable()
+    try:
+        with pruning.load("fastv", 12)(model), pytest.raises(pruning.InputError, match="gradient checkpointing"):
+            model(**given)
+        with pruning.load("uniform", 4)(model):
+            model(**given).logits.sum().backward()
+    finally:
+        model.gradient_checkpointing_disable()
+        model.eval().zero_grad(set_to_none=True)
 
 
 def test_blocks_in_a_row_and_two_models_do_not_meet(plain, cut):
