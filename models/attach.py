@@ -8,9 +8,12 @@ model's own code. The three names are set on the instances and put back on exit.
 from __future__ import annotations
 
 import functools
+import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +21,8 @@ from torch import Tensor, nn
 from models.decoder import inside
 from models.sight import CutSquares, sight, sizes_of
 from models.text import read_questions, strip_template
+from models.versions import cache_in
 from pruning.base import Pruner
-from pruning.decoder import DecoderPruner
 from pruning.errors import InputError
 
 
@@ -34,11 +37,10 @@ def attach(model: nn.Module, pruner: Pruner, tokenizer: Any = None, **packing: A
         packing: `newline` and `unpad` of LLaVA-NeXT (`models.crops.Crops`).
 
     Raises:
-        InputError: not a LLaVA, already inside such a block, or the budget does not fit.
+        InputError: not a LLaVA with a CLIP tower, already inside such a block, or the budget does not fit.
     """
-    inner = getattr(model, "model", None)
-    if inner is None or not hasattr(inner, "multi_modal_projector"):
-        raise InputError(f"expected a LlavaForConditionalGeneration, got {type(model).__name__}")
+    _check(model)
+    inner = model.model
     if hasattr(vars(inner).get("get_image_features"), "pruned"):
         raise InputError("this model is already inside a `with pruner(model)` block; leave it first")
     call = _Call(model, pruner, tokenizer, packing)
@@ -48,6 +50,21 @@ def attach(model: nn.Module, pruner: Pruner, tokenizer: Any = None, **packing: A
         stack.enter_context(_replaced(model, "forward", call.forward(model.forward)))
         stack.enter_context(_replaced(inner, "get_image_features", call.features(inner.get_image_features)))
         yield model
+
+
+def _check(model: nn.Module) -> None:
+    inner = getattr(model, "model", None)
+    if inner is None or not hasattr(inner, "multi_modal_projector"):
+        raise InputError(f"expected a LlavaForConditionalGeneration, got {type(model).__name__}")
+    tower, config = inner.vision_tower, model.config
+    if not hasattr(getattr(tower, "vision_model", tower), "pre_layrnorm"):
+        raise InputError(f"expected a LLaVA with a CLIP tower, got one with a {type(tower).__name__}")
+    layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
+    if not isinstance(layer, int) or strategy != "default":
+        raise InputError(
+            "expected one vision_feature_layer and the strategy 'default' (patches without CLS), "
+            f"got {layer} and {strategy!r}"
+        )
 
 
 @contextmanager
@@ -64,16 +81,19 @@ def _replaced(owner: nn.Module, name: str, value: Any) -> Iterator[None]:
 
 
 class _Call:
-    """The state of one `with` block: which prompts the running call holds."""
+    """The state of one `with` block: which prompts the running call holds. Calls from several threads take turns."""
 
     def __init__(self, model: nn.Module, pruner: Pruner, tokenizer: Any, packing: dict[str, Any]) -> None:
         self.model, self.pruner, self.tokenizer = model, pruner, tokenizer
         self.sight = sight(model, pruner, **packing)
-        if isinstance(self.sight, CutSquares) and isinstance(pruner, DecoderPruner):
+        if isinstance(self.sight, CutSquares) and pruner.inside_language_model:
             raise InputError(f"{type(pruner).__name__} prunes inside the language model: for LLaVA-1.5 only")
         self.image_token = model.config.image_token_id
         self.ids: Tensor | None = None  # (B, L') shortened prompts of the running call
         self.owner: list[int] = []  # the row of each of their images
+        self.turn = threading.RLock()
+        # caches of `forward` on shortened prompts: the caller's length of the prompt, and the mask it has now
+        self.caches: WeakKeyDictionary[Any, tuple[int, Tensor]] = WeakKeyDictionary()
 
     # --- prompts ----------------------------------------------------------------------------------------
     def shorten(self, counts: list[tuple[int, int]], ids: Tensor, *beside: tuple[Tensor, int]) -> list[Tensor]:
@@ -122,20 +142,24 @@ class _Call:
         @functools.wraps(original)
         def wrapped(inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
             ids, pixels = kwargs.pop("input_ids", inputs), kwargs.get("pixel_values")
-            if pixels is None or self.sight.identity:
-                return original(*args, **kwargs) if ids is None else original(ids, *args, **kwargs)
-            if ids is None:
-                raise InputError("give generate input_ids: embeddings do not tell where the images are")
-            short, mask = self._prepare(ids, pixels, kwargs)
-            kwargs["attention_mask"] = mask
-            self._refuse_mixed_beams(args, kwargs)
-            for name in ("max_length", "min_length"):  # they count the prompt as the caller sees it
-                if kwargs.get(name) is not None:
-                    kwargs[name] -= ids.shape[1] - short.shape[1]
-            try:
-                out = original(short, *args, **kwargs)
-            finally:
-                self.ids = None
+            config = (args[0] if args else kwargs.get("generation_config")) or self.model.generation_config
+            with self.turn:
+                self._refuse(ids, pixels, config, kwargs)
+                if pixels is None or self.sight.identity:
+                    return original(*args, **kwargs) if ids is None else original(ids, *args, **kwargs)
+                if kwargs.get("attention_mask") is None:
+                    kwargs["attention_mask"] = inferred_mask(ids, config, kwargs)
+                try:
+                    short, kwargs["attention_mask"] = self._prepare(ids, pixels, kwargs)
+                    self._refuse_mixed_beams(config, kwargs)
+                    gone = ids.shape[1] - short.shape[1]
+                    for name in ("max_length", "min_length"):  # they count the prompt as the caller sees it
+                        given, set_ = kwargs.get(name), getattr(config, name, None) or 0
+                        if given is not None or set_ > ids.shape[1]:
+                            kwargs[name] = (set_ if given is None else given) - gone
+                    out = original(short, *args, **kwargs)
+                finally:
+                    self.ids = None
             sequences = out if isinstance(out, Tensor) else out.sequences
             repeats = len(sequences) // len(ids)  # beams or samples returned for each prompt
             whole = torch.cat([ids.repeat_interleave(repeats, 0), sequences[:, short.shape[1] :]], 1)
@@ -146,10 +170,34 @@ class _Call:
 
         return wrapped
 
+    def _refuse(self, ids: Tensor | None, pixels: Tensor | None, config: Any, kwargs: dict[str, Any]) -> None:
+        """What `generate` cannot do with pruned prompts."""
+        if self.pruner.inside_language_model:
+            if kwargs.get("use_cache") is False:
+                raise InputError(
+                    f"{type(self.pruner).__name__} ranks tokens once, for its cache: leave use_cache out"
+                )
+            for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"):
+                if kwargs.get(name) is not None or getattr(config, name, None) is not None:
+                    raise InputError(
+                        f"{type(self.pruner).__name__} prunes inside the language model, whose cache takes no "
+                        f"tokens back as assisted generation wants: leave {name} out"
+                    )
+        if self.sight.identity:
+            return
+        if pixels is not None and ids is None:
+            raise InputError("give generate input_ids: embeddings do not tell where the images are")
+        cache = cache_in(kwargs)
+        if cache is not None and cache.get_seq_length() and ids is not None and (ids == self.image_token).any():
+            raise InputError("a filled key-value cache does not fit a prompt with images: leave past_key_values out")
+
     def _prepare(self, ids: Tensor, pixels: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Shortened ids and mask; labels in `kwargs` follow."""
         if kwargs.get("position_ids") is not None:
             raise InputError("leave position_ids out: those of the pruned prompt are made from the attention mask")
+        for name in ("vision_feature_layer", "vision_feature_select_strategy"):
+            if kwargs.get(name, wanted := getattr(self.model.config, name)) not in (None, wanted):
+                raise InputError(f"{name} is {wanted!r} inside the block, as configured; got {kwargs[name]!r}")
         given, mask = kwargs.get("image_sizes"), kwargs.get("attention_mask")
         sizes = sizes_of(given, len(pixels) if given is None else len(given))
         beside = [(torch.ones_like(ids) if mask is None else mask, 0)]
@@ -160,30 +208,48 @@ class _Call:
             kwargs["labels"] = labels[0]
         return self.ids, mask
 
-    def _refuse_mixed_beams(self, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _refuse_mixed_beams(self, config: Any, kwargs: dict[str, Any]) -> None:
         """transformers repeats images one by one for beams, which fits prompts of at most one image only."""
-        config = args[0] if args else kwargs.get("generation_config") or self.model.generation_config
         names = ("num_beams", "num_return_sequences")
         repeats = max(kwargs.get(name) or getattr(config, name, None) or 1 for name in names)
         if repeats > 1 and len(set(self.owner)) < len(self.owner):
-            self.ids = None
             raise InputError("several beams or samples of prompts with several images: run them one by one instead")
 
     def forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """`forward` on full prompts: shortens them first; logits are those of the shortened prompt."""
+        names = list(inspect.signature(original).parameters)
 
         @functools.wraps(original)
-        def wrapped(input_ids: Tensor | None = None, pixel_values: Tensor | None = None, **kwargs: Any) -> Any:
-            direct = self.ids is None and input_ids is not None and pixel_values is not None
-            if not direct or self.sight.identity:
-                return original(input_ids=input_ids, pixel_values=pixel_values, **kwargs)
-            input_ids, kwargs["attention_mask"] = self._prepare(input_ids, pixel_values, kwargs)
-            try:
-                return original(input_ids=input_ids, pixel_values=pixel_values, **kwargs)
-            finally:
-                self.ids = None
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            kwargs |= dict(zip(names, args))
+            ids, pixels = kwargs.get("input_ids"), kwargs.get("pixel_values")
+            with self.turn:
+                if self.ids is not None or self.sight.identity:
+                    return original(**kwargs)
+                if ids is None or pixels is None:
+                    return original(**self._continued(kwargs))
+                try:
+                    kwargs["input_ids"], kwargs["attention_mask"] = self._prepare(ids, pixels, kwargs)
+                    out = original(**kwargs)
+                finally:
+                    self.ids = None
+                if isinstance(out, dict) and (cache := cache_in(out)) is not None:
+                    self.caches[cache] = ids.shape[1], kwargs["attention_mask"]
+                return out
 
         return wrapped
+
+    def _continued(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of a later `forward` with the cache of a shortened prompt, with the mask that this prompt has."""
+        cache, mask = cache_in(kwargs), kwargs.get("attention_mask")
+        if cache is None or cache not in self.caches:
+            return kwargs
+        if kwargs.get("position_ids") is not None:
+            raise InputError("leave position_ids out: those of the pruned prompt are made from its cache")
+        length, short = self.caches[cache]
+        tail = cache.get_seq_length() - short.shape[1] + kwargs["input_ids"].shape[1]
+        new = short.new_ones(len(short), tail) if mask is None else mask[:, length:]
+        return {**kwargs, "attention_mask": torch.cat([short, new], 1)}
 
     def features(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """`get_image_features` with the pruned tokens in place of all, in the container the version returns."""
@@ -203,7 +269,6 @@ class _Call:
         return wrapped
 
     # --- features ---------------------------------------------------------------------------------------
-    @torch.no_grad()
     def _pruned(self, pixels: Tensor, given: Any) -> list[Tensor]:
         """Pixels of the call's images -> their (K, D_llm); with beams each image comes several times."""
         sizes = sizes_of(given, len(pixels))
@@ -214,8 +279,7 @@ class _Call:
         """The question of each image, `repeats` times: the last user turn of the prompt that holds it."""
         assert self.ids is not None
         tokenizer = self.tokenizer or self._saved_tokenizer()
-        rows = [[t for t in row if t != self.image_token] for row in self.ids.tolist()]
-        texts = [strip_template(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+        texts = [strip_template(text) for text in tokenizer.batch_decode(self.ids)]
         asked = [texts[row] for row in self.owner for _ in range(repeats)]
         return read_questions(asked, tokenizer, self.model.get_input_embeddings())
 
@@ -231,6 +295,14 @@ class _Call:
                 f"('{path}'); use models.attach.attach(model, pruner, tokenizer)"
             ) from error
         return self.tokenizer
+
+
+def inferred_mask(ids: Tensor, config: Any, kwargs: dict[str, Any]) -> Tensor:
+    """The attention mask of a `generate` call without one, as transformers makes it: padding is not attended to."""
+    pad, eos = (kwargs.get(name, getattr(config, name, None)) for name in ("pad_token_id", "eos_token_id"))
+    if pad is None or pad in (eos if isinstance(eos, list) else [eos]):
+        return torch.ones_like(ids)
+    return (ids != pad).long()
 
 
 def _returns_output() -> bool:

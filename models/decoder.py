@@ -16,10 +16,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from models.versions import cache_in
 from pruning.base import Pruner
 from pruning.decoder import DecoderPruner, Look
 from pruning.errors import InputError
 from pruning.tokens import take
+
+DECODERS = ("llama", "mistral", "qwen2")  # their attention rows are those of `attention_rows`
 
 
 class Prompts:
@@ -90,7 +93,7 @@ class DecoderDriver:
         patches: N, visual tokens of an image.
 
     Raises:
-        InputError: the budget cannot be reached on this depth, or attention is neither sdpa nor eager.
+        InputError: the budget cannot be reached on this depth, or a decoder that the hooks do not fit.
     """
 
     def __init__(self, language: nn.Module, pruner: DecoderPruner, patches: int) -> None:
@@ -100,6 +103,11 @@ class DecoderDriver:
         self.attention = language.config._attn_implementation
         if self.attention not in ("sdpa", "eager"):
             raise InputError(f"pruning inside the language model needs sdpa or eager attention, got {self.attention}")
+        devices = sorted({str(x.device) for x in self.layers.parameters()})
+        if len(devices) > 1:
+            raise InputError(f"pruning inside the language model needs it on one device, got {', '.join(devices)}")
+        if (kind := language.config.model_type) not in DECODERS:
+            raise InputError(f"pruning inside the language model knows {', '.join(DECODERS)}, got {kind}")
         self._armed: tuple[Tensor, Tensor] | None = None  # owner and place of the images of the next forward pass
         self._known: WeakKeyDictionary[Any, Prompts] = WeakKeyDictionary()  # by key-value cache
         self.prompts: Prompts | None = None  # of the running or last pass; none without images
@@ -110,6 +118,10 @@ class DecoderDriver:
     def arm(self, owner: Tensor, place: Tensor) -> None:
         """The next forward pass is a prefill with images of rows `owner` (I,) at columns `place` (I, N)."""
         self._armed = (owner, place)
+
+    def disarm(self) -> None:
+        """The next forward pass holds no images, whatever became of the last prompts."""
+        self._armed = None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -127,7 +139,7 @@ class DecoderDriver:
 
     # --- one forward pass -------------------------------------------------------------------------------
     def _enter(self, language: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        cache, mask, x = kwargs.get("past_key_values"), kwargs.get("attention_mask"), kwargs["inputs_embeds"]
+        cache, mask, x = cache_in(kwargs), kwargs.get("attention_mask"), kwargs["inputs_embeds"]
         past = 0 if cache is None else cache.get_seq_length()
         self._prefilling, armed, self._armed = self._armed is not None, self._armed, None
         if armed is None:
@@ -144,6 +156,8 @@ class DecoderDriver:
             raise InputError(
                 "pruning inside the language model needs the whole prompt in one pass, with an empty cache"
             )
+        if self.language.training and self.language.is_gradient_checkpointing:
+            raise InputError("pruning inside the language model does not fit gradient checkpointing: switch it off")
         if not bool(real[:, -1].all()):
             raise InputError("pruning inside the language model needs prompts padded on the left")
         position = kwargs.get("position_ids")
@@ -165,7 +179,7 @@ class DecoderDriver:
         plan, own = self.plan, self.pruner.own_row
 
         def hook(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-            now, hidden, cache = self.prompts, args[0], kwargs.get("past_key_values")
+            now, hidden, cache = self.prompts, args[0], cache_in(kwargs)
             if now is None:
                 return None
             if self._prefilling:
@@ -267,14 +281,18 @@ def layer_mask(real: Tensor, queries: int, dtype: torch.dtype, attention: str) -
 @contextmanager
 def inside(model: nn.Module, pruner: Pruner, patches: int) -> Iterator[None]:
     """The method's hooks on a `LlavaForConditionalGeneration`; nothing for methods that act before the decoder."""
-    if not isinstance(pruner, DecoderPruner):
+    if not pruner.inside_language_model:
         yield
         return
     driver = DecoderDriver(model.model.language_model, pruner, patches)
 
     def arm(llava: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        driver.disarm()
         if kwargs.get("input_ids") is None:
             raise InputError("pruning inside the language model needs input_ids, got inputs_embeds")
+        cache = cache_in(kwargs)
+        if cache is not None and cache.get_seq_length():  # a later token, which may be the image's by chance
+            return
         rows, columns = torch.where(kwargs["input_ids"] == model.config.image_token_id)
         if not len(rows):
             return

@@ -23,7 +23,6 @@ from models.text import read_questions
 from models.vision_tower import VisionTower, fingerprint
 from models.whole import WholePrompts
 from pruning.base import Pruner
-from pruning.decoder import DecoderPruner
 from pruning.errors import InputError
 from pruning.tokens import VisualTokens
 
@@ -235,7 +234,7 @@ class Llava:
         self, visual: Tensor, owner: list[int], prompts: list[tuple[list[int], list[int]]], pruner: Pruner
     ) -> PackedPrompts | WholePrompts:
         """Q questions ready for prefill: question q, ids (before, after) the image, on visual row `owner[q]`."""
-        if isinstance(pruner, DecoderPruner):
+        if pruner.inside_language_model:
             return WholePrompts(self, visual, owner, prompts, pruner)
         return PackedPrompts(self, visual, owner, prompts)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.guard import guard_torchvision
+from models.versions import pil
 from pruning.errors import InputError
 
 ARCHITECTURES = {  # config.json's architecture -> our wrapper
@@ -81,13 +82,11 @@ def square_processor(image_processor: Any, protocol: str) -> Any:
     Raises:
         InputError: unknown protocol.
     """
-    from transformers.models.llava import LlavaImageProcessorPil
-
     if protocol not in PROTOCOLS:
         raise InputError(f"image_protocol must be {' or '.join(PROTOCOLS)}, got {protocol!r}")
     names = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor")
     values = {name: getattr(image_processor, name) for name in names}
-    return LlavaImageProcessorPil(do_pad=protocol == "pad", **values)
+    return pil("llava", "LlavaImageProcessor")(do_pad=protocol == "pad", **values)
 
 
 def check(path: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from models.versions import cache_argument
 from pruning.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,11 +50,11 @@ class PackedPrompts:
         seats = [owner[:q].count(r) for q, r in enumerate(owner)]
         self.seat = torch.tensor(seats, device=self.device)  # (Q,) place of a question among its row's
         self.seats = max(seats) + 1
-        self.cache = DynamicCache(config=llava.language.config)
+        self.cache = {cache_argument(llava.language): DynamicCache(config=llava.language.config)}
         head = llava.embed(torch.tensor(before, dtype=torch.long, device=self.device))
         # rows end in padding columns that nobody sees; being last in a causal pass they change nothing before them
         prefix = pad_sequence([torch.cat([head, own]) for own in visual], batch_first=True)  # (R, P, D_llm)
-        llava.language(inputs_embeds=prefix, past_key_values=self.cache, use_cache=True)
+        llava.language(inputs_embeds=prefix, use_cache=True, **self.cache)
         lengths = torch.tensor([len(before) + len(own) for own in visual], device=self.device)
         self.prefix = lengths[self.row].tolist()  # of each question
         here = torch.arange(prefix.shape[1], device=self.device) < lengths[:, None]
@@ -105,6 +106,6 @@ class PackedPrompts:
             inputs_embeds=x,
             attention_mask=mask[:, None],
             position_ids=position,
-            past_key_values=self.cache,
             use_cache=True,
+            **self.cache,
         ).last_hidden_state

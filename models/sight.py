@@ -34,7 +34,8 @@ class Squares:
 
     def features(self, pixels: Tensor, sizes: list[Size], question: Question | None) -> list[Tensor]:
         """Pixels (I, 3, H, W) -> I times (K, D_llm)."""
-        tokens = self.pruner.finish(self.tower.survivors(pixels, self.pruner), question)
+        with torch.no_grad():  # the tower and the selection; the projector can be trained
+            tokens = self.pruner.finish(self.tower.survivors(pixels, self.pruner), question)
         if tokens.count == 0:
             width = self.model.get_input_embeddings().weight.shape[1]
             return [tokens.hidden.new_zeros(0, width) for _ in range(len(pixels))]

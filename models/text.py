@@ -18,7 +18,10 @@ STOP_WORDS = frozenset(
     "with would yes you your image picture photo photograph object objects answer question using single word phrase "
     "following shown visible".split()
 )
-_ROLE = re.compile(r"USER:|ASSISTANT:|\[/?INST\]|Human:|<\|im_start\|>|<\|im_end\|>")
+# What opens a user's turn and what ends it, in the templates of LLaVA-1.5 and NeXT (Vicuna, Mistral, Llama 3, Yi)
+_USER = re.compile(r"USER:|Human:|\[INST\]|<\|im_start\|>user|<\|start_header_id\|>user<\|end_header_id\|>")
+_END = re.compile(r"ASSISTANT:|Assistant:|\[/INST\]|<\|im_end\|>|<\|eot_id\|>|</s>")
+_SPECIAL = re.compile(r"<image>|<s>|<pad>|<unk>|<\|begin_of_text\|>")
 
 
 def content_spans(text: str) -> list[tuple[int, int]]:
@@ -29,8 +32,8 @@ def content_spans(text: str) -> list[tuple[int, int]]:
 
 def strip_template(prompt: str) -> str:
     """The last user turn of a rendered prompt, without role markers and the image placeholder."""
-    turns = [part.strip() for part in _ROLE.split(prompt.replace("<image>", " "))]
-    said = [part for part in turns if part]
+    turns = (_END.split(turn, maxsplit=1)[0].strip() for turn in _USER.split(_SPECIAL.sub(" ", prompt)))
+    said = [turn for turn in turns if turn]
     return said[-1] if said else ""
 
 
@@ -49,18 +52,19 @@ def read_questions(texts: list[str], tokenizer: Any, embed: nn.Module, clip: Any
     """
     encoded = [tokenizer(text, add_special_tokens=False, return_offsets_mapping=True) for text in texts]
     length = max(1, *(len(e["input_ids"]) for e in encoded)) if encoded else 1
-    device = embed.weight.device
-    ids = torch.zeros(len(texts), length, dtype=torch.long, device=device)
-    mask = torch.zeros(len(texts), length, dtype=torch.bool, device=device)
+    ids = torch.zeros(len(texts), length, dtype=torch.long)
+    mask = torch.zeros(len(texts), length, dtype=torch.bool)
     content = mask.clone()
     for row, (text, e) in enumerate(zip(texts, encoded)):
         n = len(e["input_ids"])
-        ids[row, :n] = torch.tensor(e["input_ids"], dtype=torch.long, device=device)
+        ids[row, :n] = torch.tensor(e["input_ids"], dtype=torch.long)
         mask[row, :n] = True
         spans = content_spans(text)
         inside = [any(a < end and start < b for start, end in spans) for a, b in e["offset_mapping"]]
-        content[row, :n] = torch.tensor(inside, dtype=torch.bool, device=device)
-    embeddings = embed(ids)
+        content[row, :n] = torch.tensor(inside, dtype=torch.bool)
+    device = embed.weight.device  # `meta` where accelerate has offloaded the weights: its hook moves the ids
+    embeddings = embed(ids if device.type == "meta" else ids.to(device))
+    mask, content = mask.to(embeddings.device), content.to(embeddings.device)
     if clip is not None:
         return Question(embeddings, mask, content, clip=clip(texts), clip_is_real=True)
     return Question(embeddings, mask, content, clip=_mean(embeddings, mask, content)[:, None])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models.decoder import DecoderDriver
+from models.versions import cache_argument
 from pruning.decoder import DecoderPruner
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class WholePrompts:
         self.llava, self.visual, self.owner, self.prompts = llava, visual, owner, prompts
         self.questions = len(prompts)
         self.driver = DecoderDriver(llava.language, pruner, visual.shape[1])
-        self.cache = DynamicCache(config=llava.language.config)
+        self.cache = {cache_argument(llava.language): DynamicCache(config=llava.language.config)}
         self.mask = torch.zeros(len(prompts), 0, dtype=torch.long, device=visual.device)
         self.average, self.index = float(visual.shape[1]), [list(range(visual.shape[1]))] * len(prompts)
 
@@ -95,7 +96,7 @@ class WholePrompts:
                 inputs_embeds=x,
                 attention_mask=self.mask,
                 position_ids=position,
-                past_key_values=self.cache,
                 use_cache=True,
+                **self.cache,
             ).last_hidden_state
         return self.llava.model.lm_head(hidden)

@@ -37,3 +37,31 @@ def scenes() -> list[tuple[Image.Image, list[str], list[dict]]]:
         questions = asked[asked.image_id == row.image_id].question.tolist()[:3]
         out.append((picture, questions, json.loads(row.boxes)))
     return out
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Where the small random models are saved."""
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="session")
+def plain(folder):
+    """LLaVA of the real class with 16 tokens an image."""
+    from tests import tiny
+
+    return tiny.build(folder / "llava", next_=False)
+
+
+@pytest.fixture(scope="session")
+def cut(folder):
+    """LLaVA-NeXT of the real class with at most 5 crops of 16 tokens."""
+    from tests import tiny
+
+    return tiny.build(folder / "next", next_=True)
+
+
+@pytest.fixture(params=["plain", "cut"])
+def both(request):
+    """Each of them, with a budget that keeps a quarter."""
+    return request.getfixturevalue(request.param), 4 if request.param == "plain" else 20

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from copy import copy
 from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import pruning
-from models.decoder import attention_rows
+from models.decoder import DecoderDriver, attention_rows
+from models.versions import cache_in
 from pruning.sparsevlm import cluster_means, merge_counts, raters
 from tests.conftest import PROMPT
 
@@ -114,7 +117,7 @@ def test_cache_holds_what_the_plan_says(llava, scenes, name, budget, options, dt
     try:
         batch["pixel_values"] = batch["pixel_values"].to(dtype)
         with pruner(llava.model), torch.no_grad():
-            cache = llava.model(**batch).past_key_values
+            cache = cache_in(llava.model(**batch, use_cache=True))
     finally:
         llava.model.to(torch.float32)
     text = batch["input_ids"].shape[1] - 576
@@ -153,21 +156,57 @@ def test_score_says_what_answer_does(llava, scenes, name, budget, options):
         assert llava.score([image], [[question]], [[text]], pruner)[0][0][0] == pytest.approx(loss, abs=1e-3)
 
 
-def test_beams_text_only_rows_and_two_images(llava, scenes):
-    pruner, model = pruning.load("fastv", 300), llava.model
-    batch = inputs(llava, scenes, [(0, 0), (1, 1)])
+@pytest.mark.parametrize(("name", "budget", "options"), CASES)
+def test_beams_and_samples_of_a_batch_are_those_of_singles(llava, scenes, name, budget, options):
+    pruner, model, pairs = pruning.load(name, budget, **options), llava.model, [(0, 0), (1, 1)]
+    batch = inputs(llava, scenes, pairs)
     with pruner(model):
-        assert generate(model, batch, num_beams=3).sequences.shape[0] == 2
+        together = generate(model, batch, num_beams=3, num_return_sequences=2)
+        for row, pair in enumerate(pairs):
+            alone = generate(model, inputs(llava, scenes, [pair]), num_beams=3, num_return_sequences=2)
+            mine = slice(2 * row, 2 * row + 2)
+            texts = [llava.tokenizer.batch_decode(rows, True) for rows in (together.sequences[mine], alone.sequences)]
+            assert texts[0] == texts[1]
+            torch.testing.assert_close(together.sequences_scores[mine], alone.sequences_scores, atol=1e-3, rtol=1e-3)
+        torch.manual_seed(0)
+        sampled = generate(model, batch, do_sample=True, temperature=2.0, num_return_sequences=4)
+    assert len(sampled.sequences) == 8
+
+
+@pytest.mark.parametrize(("name", "budget", "options"), CASES)
+def test_text_only_rows_and_two_images(llava, scenes, name, budget, options):
+    pruner, model = pruning.load(name, budget, **options), llava.model
     texts = ["USER: is it red? ASSISTANT:", "USER: <image> <image> is it red? ASSISTANT:"]
     mixed = llava.processor(images=[scenes[0][0], scenes[1][0]], text=texts, return_tensors="pt", padding=True)
     plain = llava.tokenizer(texts[:1], return_tensors="pt")
     with torch.no_grad():
         expected = model(input_ids=plain["input_ids"]).logits[0, -1]
         with pruner(model):
-            out = model(**mixed)
+            out = model(**mixed, use_cache=True)
     torch.testing.assert_close(out.logits[0, -1], expected, atol=1e-3, rtol=1e-3)
     text = int(mixed["attention_mask"][1].sum()) - 2 * 576
-    assert out.past_key_values.get_seq_length(4) == text + 2 * pruner.plan(5, 576)[2]
+    counts = pruner.counts(pruner.plan(5, 576), 5, 576)  # each image has the budget
+    assert [cache_in(out).get_seq_length(layer) for layer in range(5)] == [text + 2 * n for n in counts]
+
+
+def test_a_failed_call_leaves_nothing_behind(llava, scenes):
+    model, text = llava.model, llava.tokenizer("USER: is it red? ASSISTANT:", return_tensors="pt")
+    batch = inputs(llava, scenes, [(0, 0)])
+    with torch.no_grad(), pruning.load("fastv", 300)(model):
+        expected = model(**text).logits
+        image = generate(model, batch)
+        with pytest.raises((ValueError, RuntimeError)):  # transformers counts features; nothing of it may stay armed
+            model(**{**batch, "pixel_values": batch["pixel_values"].repeat(2, 1, 1, 1)})
+        assert torch.equal(model(**text).logits, expected)
+        assert torch.equal(generate(model, batch).sequences, image.sequences)
+
+
+def test_an_answer_may_hold_the_image_token(llava, scenes):
+    model, batch = llava.model, inputs(llava, scenes, [(0, 0), (1, 1)])
+    forced = lambda step, ids: [4] if len(ids) == batch["input_ids"].shape[1] else list(range(5, 84))  # noqa: E731
+    with pruning.load("fastv", 300)(model):
+        out = generate(model, batch, prefix_allowed_tokens_fn=forced)
+    assert (out.sequences[:, batch["input_ids"].shape[1]] == 4).all()
 
 
 def test_leaving_restores_and_the_full_budget_is_the_identity(llava, scenes):
@@ -192,5 +231,13 @@ def test_what_cannot_work_says_so(llava, scenes):
             model(**{**batch, "attention_mask": 1 - torch.eye(2, batch["input_ids"].shape[1]).flip(1).long()})
         with pytest.raises(pruning.InputError, match="needs input_ids"):
             model(inputs_embeds=llava.embed(batch["input_ids"]))
+        with pytest.raises(pruning.InputError, match="leave prompt_lookup_num_tokens out"):
+            model.generate(**batch, prompt_lookup_num_tokens=2)
+        with pytest.raises(pruning.InputError, match="dynamic key-value cache"):
+            model.generate(**batch, max_new_tokens=2, cache_implementation="static")
+    with pytest.raises(pruning.InputError, match="knows llama, mistral, qwen2, got gemma"):
+        odd = SimpleNamespace(layers=torch.nn.ModuleList(llava.language.layers), config=copy(llava.language.config))
+        odd.config.model_type = "gemma"
+        DecoderDriver(odd, pruning.load("fastv", 300), 576)
     with pytest.raises(pruning.InputError, match="between 116 and 576, got 64"), pruning.load("fastv", 64)(model):
         pass

@@ -104,7 +104,7 @@ def test_nesting_and_wrong_models_are_refused(llava):
 
 def test_cls_row_is_the_row_of_eager_attention(llava, scenes):
     pixels = llava.pixels([scenes[0][0]])
-    clip = llava.tower.clip
+    clip = llava.model.model.vision_tower
     clip.set_attn_implementation("eager")
     try:
         with torch.no_grad():

@@ -10,6 +10,7 @@ from PIL import Image
 
 from models.guard import guard_torchvision
 from models.load import load
+from models.versions import pil
 from tests.conftest import PROMPT, ROOT
 
 SIDE, PATCH = 56, 14  # 16 patches a crop
@@ -48,8 +49,6 @@ def save(folder: Path, next_: bool) -> Path:
     """Writes model and processor like a checkpoint of llava-hf."""
     guard_torchvision()
     import transformers as t
-    from transformers.models.clip import CLIPImageProcessorPil
-    from transformers.models.llava_next import LlavaNextImageProcessorPil
 
     vision, text = parts()
     shared = {"image_token_index": 4, "vision_feature_layer": -2, "pad_token_id": 0, "eos_token_id": 2}
@@ -60,13 +59,13 @@ def save(folder: Path, next_: bool) -> Path:
     if next_:
         config = t.LlavaNextConfig(vision_config=vision, text_config=text, image_grid_pinpoints=PINPOINTS, **shared)
         model = t.LlavaNextForConditionalGeneration(config)
-        images = LlavaNextImageProcessorPil(image_grid_pinpoints=PINPOINTS, **sizes)
+        images = pil("llava_next", "LlavaNextImageProcessor")(image_grid_pinpoints=PINPOINTS, **sizes)
         processor = t.LlavaNextProcessor(images, tokenizer, chat_template=tokenizer.chat_template, **place)
     else:
         model = t.LlavaForConditionalGeneration(
             t.LlavaConfig(vision_config=vision, text_config=text, image_seq_length=16, **shared)
         )
-        images = CLIPImageProcessorPil(**sizes)
+        images = pil("clip", "CLIPImageProcessor")(**sizes)
         processor = t.LlavaProcessor(images, tokenizer, chat_template=tokenizer.chat_template, **place)
     with torch.no_grad():  # random weights answer from the picture only where its tokens are loud
         for name, weight in model.named_parameters():

@@ -1,0 +1,26 @@
+"""Names that differ between the versions of transformers that are supported."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+
+def cache_argument(language: nn.Module) -> str:
+    """The name under which a decoder takes its key-value cache: `cache` from 5.24 on, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(language.forward).parameters else "past_key_values"
+
+
+def cache_in(kwargs: Mapping[str, Any]) -> Any:
+    """The key-value cache among a decoder's or a layer's arguments, or None."""
+    return kwargs.get("cache", kwargs.get("past_key_values"))
+
+
+def pil(model: str, name: str) -> type:
+    """The PIL variant of an image processor class: `{name}Pil` from 5.17 on, the only slow one before."""
+    module = import_module(f"transformers.models.{model}")
+    return getattr(module, f"{name}Pil", None) or getattr(module, name)
