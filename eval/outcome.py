@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from eval import facts
+from eval.official import image_name
 from eval.records import LOGITS, SAMPLES
 from eval.settings import Plan
 
@@ -75,7 +76,7 @@ def tabulate(found: dict[str, Any], lm: Any) -> tuple[pd.DataFrame, np.ndarray |
                     "task": task,
                     "doc_id": int(sample["doc_id"]),
                     "question_id": str(doc.get("question_id", sample["doc_id"])),
-                    "image_id": str(image_name(task, sample)),
+                    "image_id": image_name(task, doc, int(sample["doc_id"])),
                     "type": text_or_none(doc.get("type", doc.get("category"))),
                     "pair_id": text_or_none(doc["question_id"] if task == "mme" else doc.get("pair_id")),
                     "question": sample["arguments"][0] if sample["arguments"] else "",
@@ -102,15 +103,6 @@ def stack(rows: list[np.ndarray]) -> np.ndarray | None:
     width = max((len(row) for row in rows), default=0)
     blank = np.full(width, np.nan, np.float16)
     return np.stack([row if len(row) else blank for row in rows]) if width else None
-
-
-def image_name(task: str, sample: dict[str, Any]) -> Any:
-    """What tells images apart in a task's documents; the document itself where nothing does."""
-    doc = sample["doc"]
-    for name in ("image_id", "imageId", "image_source", *(["question_id"] if task == "mme" else [])):
-        if doc.get(name) is not None:
-            return doc[name]
-    return f"{task}-{sample['doc_id']}"
 
 
 def text_or_none(value: Any) -> str | None:

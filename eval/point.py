@@ -20,7 +20,7 @@ from eval import facts
 from eval.journal import Journal
 from eval.outcome import Result, fill, header, lookup, summarise, tabulate
 from eval.records import SAMPLES, Record, disk_errors
-from eval.settings import Plan, embedded_names, short_hash, visual_tokens
+from eval.settings import Plan, embedded_names, short_hash
 from pruning.errors import InputError
 
 log = logging.getLogger("dcp_prune")
@@ -45,8 +45,8 @@ def run(plan: Plan) -> Result:
 
 
 def full_budget(plan: Plan) -> int:
-    """The model's number of visual tokens, from its config.json where that is at hand."""
-    return visual_tokens(plan.path) or load_model(plan).visual_tokens
+    """The model's number of visual tokens, from its configuration where that is at hand."""
+    return plan.shape.visual_tokens if plan.shape is not None else load_model(plan).visual_tokens
 
 
 def ensure(plan: Plan, baseline: Result | None) -> Result:
@@ -84,17 +84,20 @@ def load_model(plan: Plan) -> Any:
 
         if not torch.cuda.is_available():
             raise InputError("device=cuda, but torch sees no GPU here; use device=cpu or device=auto")
-    return _load(plan.path, plan.prompt, plan.dtype, plan.device, plan.cache_mb)
+    options = tuple(sorted(plan.options.items()))
+    return _load(plan.path, plan.prompt, plan.dtype, plan.device, plan.cache_mb, options)
 
 
 @functools.lru_cache(maxsize=1)
-def _load(path: str, prompt: str, dtype: str, device: str, cache_mb: int) -> Any:
+def _load(
+    path: str, prompt: str, dtype: str, device: str, cache_mb: int, options: tuple[tuple[str, Any], ...]
+) -> Any:
     from transformers.utils.logging import disable_progress_bar
 
     from models.load import load
 
     disable_progress_bar()
-    return load(path, prompt, dtype, device, cache_bytes=cache_mb * 2**20)
+    return load(path, prompt, dtype, device, cache_bytes=cache_mb * 2**20, **dict(options))
 
 
 def make_pruner(plan: Plan) -> Any:
@@ -147,6 +150,7 @@ def evaluate(plan: Plan, record: Record, baseline: Result | None) -> tuple[dict[
         keep_logits=plan.method == "vanilla",
         pictured=plan.pictures,
         screen=sys.stderr,
+        new_tokens=plan.protocol.get("max_new_tokens"),
     )
     ready = perf_counter()
     try:
@@ -185,7 +189,7 @@ def load_tasks(plan: Plan) -> tuple[Any, ...]:
     from eval import task_set
 
     with contextlib.redirect_stderr(io.StringIO()):
-        return task_set.load_tasks(plan.tasks, plan.split, plan.data_dir, plan.limit)
+        return task_set.load_tasks(plan.tasks, plan.split, plan.data_dir, plan.limit, plan.protocol.get("ocr"))
 
 
 def quiet() -> None:
