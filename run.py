@@ -9,8 +9,11 @@ import sys
 from pruning.errors import InputError
 
 
-def point(config: object) -> float:
-    """One point of a sweep, or the only one: returns the mean score in percent, NaN where a sweep's point failed."""
+def point(config: object, dry: list) -> float:
+    """One point of a sweep, or the only one: returns the mean score in percent, NaN where a sweep's point failed.
+
+    A dry run only adds the checked plan to `dry`.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -23,7 +26,7 @@ def point(config: object) -> float:
     try:
         plan = check(config, hydra.runtime.choices["method"])  # type: ignore[arg-type]
         if config.dry_run:  # type: ignore[attr-defined]
-            print(f"would run {plan.label} with {plan.budget} tokens on {', '.join(plan.tasks)} into {plan.folder}")
+            dry.append(plan)
             return float("nan")
         return run(plan)
     except Exception as error:
@@ -92,12 +95,15 @@ def main(words: list[str] | None = None) -> int:
     ConfigStore.instance().store("schema", Config)
     GlobalHydra.instance().clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, and leave as one line
+    if "dry_run=true" in map(str.lower, words):  # all points in this process, whatever would run them
+        words = [*(word for word in words if not word.startswith("launcher=")), "launcher=basic"]
     before, sys.argv = sys.argv, ["run.py", *words]
     kept: list[Exception] = []
+    dry: list[object] = []
 
     def job(config: object) -> float:
         try:
-            return point(config)
+            return point(config, dry)
         except Exception as error:  # kept from Hydra, which would print its own lines
             kept.append(error)
             return float("nan")
@@ -106,6 +112,10 @@ def main(words: list[str] | None = None) -> int:
         hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="config")(job)()
         if kept:
             raise kept[0]
+        if dry:
+            from eval.dry_run import render
+
+            print(render(dry), flush=True)  # type: ignore[arg-type]
     except InputError as error:
         complain(str(error))
         return 2

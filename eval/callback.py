@@ -20,6 +20,8 @@ class Report(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """The report over everything in `out`."""
+        if config.dry_run:
+            return
         folder = Path(config.hydra.sweep.dir)
         records = list(folder.glob("*/*/*/*/metrics.json"))
         if not records:

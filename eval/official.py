@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import yaml
 from PIL import Image
 
@@ -184,3 +186,36 @@ def image_name(task: str, doc: Mapping[str, Any], number: int) -> str:
     """What names the image of a document in records."""
     columns = image_columns(task, doc)
     return "/".join(str(doc[name]) for name in columns) if columns else f"{task}-{number}"
+
+
+# --- scores ----------------------------------------------------------------------------------------------
+def measure(task: str) -> str:
+    """What the score of a task in percent is, and with it the task's part of the average."""
+    return {
+        "mme": "perception + cognition, in percent of the most that can be had",
+        "pope": "accuracy",
+        "scienceqa_img": "exact match",
+        "textvqa_val": "soft accuracy",
+    }.get(task, "mean of the questions' scores")
+
+
+def weights(task: str, kinds: pd.Series) -> np.ndarray:
+    """(n,) weights of questions in their task's score, of mean 1: MME's total counts its categories alike."""
+    if task != "mme":
+        return np.ones(len(kinds))
+    count = kinds.map(kinds.value_counts()).to_numpy(np.float64)
+    return len(kinds) / (kinds.nunique() * count)
+
+
+def extra_metrics(task: str, rows: pd.DataFrame, metrics: Mapping[str, float]) -> dict[str, float]:
+    """What lmms-eval leaves out: MME's total, and how often the model said yes to POPE's questions.
+
+    lmms-eval's own `pope_yes_ratio` is the share of yes among the expected answers, whatever the model says.
+    """
+    if task == "mme":
+        names = ("mme_perception_score", "mme_cognition_score")
+        return {"mme_total": float(sum(metrics[name] for name in names if name in metrics))}
+    if task.startswith("pope"):
+        said = rows["prediction"].str.strip().str.lower()
+        return {"pope_said_yes": float((said == "yes").mean())}
+    return {}

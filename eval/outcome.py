@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from eval import facts
-from eval.official import image_name
+from eval.official import extra_metrics, image_name, measure, weights
 from eval.records import LOGITS, SAMPLES
 from eval.settings import Plan
 
@@ -95,6 +95,7 @@ def tabulate(found: dict[str, Any], lm: Any) -> tuple[pd.DataFrame, np.ndarray |
     table = pd.DataFrame(rows)
     table["output_kl"] = table["output_kl"].astype("float64")
     table["visual_tokens"] = table["visual_tokens"].astype("float64")
+    table["weight"] = np.concatenate([weights(str(t), rows["type"]) for t, rows in table.groupby("task", sort=False)])
     return table, stack(logits)
 
 
@@ -130,11 +131,13 @@ def summarise(plan: Plan, found: dict[str, Any], samples: pd.DataFrame) -> dict[
     for task, rows in samples.groupby("task", sort=False):
         drawn = percent(resample(tally_frame(rows.assign(task="")), seed=plan.seed))
         given = {k.split(",")[0]: v for k, v in found["results"][task].items() if "," in k and "_stderr" not in k}
+        numbers = {name: float(v) for name, v in given.items() if isinstance(v, int | float | np.floating)}
         tasks[str(task)] = {
             "n": len(rows),
             "score": task_score(rows),
             "stderr": float(np.nanstd(drawn)),
-            "metrics": {name: float(v) for name, v in given.items() if isinstance(v, int | float | np.floating)},
+            "measure": measure(str(task)),
+            "metrics": numbers | extra_metrics(str(task), rows, numbers),
         }
     names = [name for name in samples if name.startswith("shift_")]
     mean = samples[names].mean()

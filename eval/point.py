@@ -18,9 +18,10 @@ import pandas as pd
 
 from eval import facts
 from eval.journal import Journal
+from eval.needs import make_pruner, require
 from eval.outcome import Result, fill, header, lookup, summarise, tabulate
 from eval.records import SAMPLES, Record, disk_errors
-from eval.settings import Plan, embedded_names, short_hash
+from eval.settings import Plan, embedded_names, portable, short_hash
 from pruning.errors import InputError
 
 log = logging.getLogger("dcp_prune")
@@ -34,7 +35,8 @@ def run(plan: Plan) -> Result:
     """
     record = Record(plan)
     if plan.force or not record.finished():
-        pruner = make_pruner(plan)  # a bad hyper-parameter ends here, before the model is loaded
+        pruner = make_pruner(plan)  # a bad hyper-parameter or budget ends here, before the model is loaded
+        require(plan)
         if plan.method != "vanilla":
             llava = load_model(plan)
             pruner.keeps(llava.visual_tokens)
@@ -100,17 +102,6 @@ def _load(
     return load(path, prompt, dtype, device, cache_bytes=cache_mb * 2**20, **dict(options))
 
 
-def make_pruner(plan: Plan) -> Any:
-    """The method with its hyper-parameters.
-
-    Raises:
-        InputError: a value that the method refuses.
-    """
-    from pruning.registry import load
-
-    return load(plan.method, plan.budget, **plan.parameters)
-
-
 def auto_batch(llava: Any, questions: int) -> int:
     """Images a batch: 8 on a CPU; on a GPU as many as fit a third of the free memory, at most 64.
 
@@ -155,7 +146,7 @@ def evaluate(plan: Plan, record: Record, baseline: Result | None) -> tuple[dict[
     ready = perf_counter()
     try:
         with disk_errors(record.folder):
-            found = ask(lm, tasks, plan)
+            found = ask(lm, tasks, plan, record.partial)
     finally:
         journal.close()
     asked = perf_counter()
@@ -165,11 +156,28 @@ def evaluate(plan: Plan, record: Record, baseline: Result | None) -> tuple[dict[
     seconds["lmms-eval and rest"] = max(0.0, asked - ready - known)
     metrics = summarise(plan, found, samples) | {
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "protocol": protocol(plan, lm),
         "peak_memory_mb": round(facts.peak_memory_mb(), 1),
     }
     record.write(metrics, lambda folder: fill(folder, plan, lm, samples, logits, baseline))
     record.forget_journal()
     return metrics, samples
+
+
+def protocol(plan: Plan, lm: Any) -> dict[str, Any]:
+    """How the questions were asked: decoding, longest answers, picture and packing switches, text features."""
+    text = None
+    if lm.pruner.reads_question:
+        clip = plan.options.get("clip_text")
+        text = f"CLIP text tower of {portable(clip)}" if clip else "input embeddings of the language model"
+    switches = {name: value for name, value in plan.options.items() if name != "clip_text"}
+    return {"decoding": "greedy", "max_new_tokens": lm.lengths, **switches, **ocr(plan), "text_features": text}
+
+
+def ocr(plan: Plan) -> dict[str, bool]:
+    """Whether TextVQA's questions carried OCR tokens, where TextVQA was asked."""
+    asked = any(task.startswith("textvqa") for task in plan.tasks)
+    return {"ocr": bool(plan.protocol.get("ocr"))} if asked else {}
 
 
 def open_journal(plan: Plan, record: Record) -> Journal:
@@ -201,12 +209,12 @@ def quiet() -> None:
     datasets.disable_progress_bars()
 
 
-def ask(lm: Any, tasks: tuple[Any, ...], plan: Plan) -> dict[str, Any]:
-    """lmms-eval's own evaluation of our model."""
+def ask(lm: Any, tasks: tuple[Any, ...], plan: Plan, scratch: Path) -> dict[str, Any]:
+    """lmms-eval's own evaluation of our model; files that tasks write for a leaderboard go to `scratch`."""
     from lmms_eval.evaluator import simple_evaluate
 
     own = set(plan.tasks) <= set(embedded_names())
-    paths = SimpleNamespace(output_path=str(plan.out), process_with_media=False)
+    paths = SimpleNamespace(output_path=str(scratch), process_with_media=False)
     with contextlib.redirect_stderr(io.StringIO()):  # its own bars; ours was given the screen before
         return simple_evaluate(
             model=lm,

@@ -86,6 +86,7 @@ def write(folder: Path, images: int) -> list[Path]:
     import datasets
 
     scenes = pd.read_parquet(DATA / "images.parquet", columns=["image_id", "image"]).head(images)
+    datasets.disable_progress_bars()
     made = []
     for name, (task, convert) in FILES.items():
         asked = scenes if task == "images" else pd.read_parquet(DATA / f"{task}.parquet").merge(scenes, on="image_id")
