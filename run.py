@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 
 from pruning.errors import InputError
 
@@ -95,8 +96,10 @@ def main(words: list[str] | None = None) -> int:
     ConfigStore.instance().store("schema", Config)
     GlobalHydra.instance().clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, and leave as one line
+    scratch = tempfile.TemporaryDirectory()
     if "dry_run=true" in map(str.lower, words):  # all points in this process, whatever would run them
-        words = [*(word for word in words if not word.startswith("launcher=")), "launcher=basic"]
+        words = [word for word in words if not word.startswith("launcher=")]
+        words += ["launcher=basic", f"hydra.sweep.dir={scratch.name}"]
     before, sys.argv = sys.argv, ["run.py", *words]
     kept: list[Exception] = []
     dry: list[object] = []
@@ -127,6 +130,7 @@ def main(words: list[str] | None = None) -> int:
         return 130
     finally:
         sys.argv = before
+        scratch.cleanup()
     return 0
 
 

@@ -19,8 +19,8 @@ def render(plans: list[Plan]) -> str:
         parts += [*grid(own, states), "", *facts(own, states), ""]
         refused = list(dict.fromkeys(s for s in states.values() if s not in ("to run", "finished")))
         lines = [*needs.missing(own[0]), *refused]
-        parts += ["missing, or not possible:", *(f"  - {line}" for line in lines)] if lines else ["nothing is missing"]
-        parts.append("")
+        listed = ["missing, or not possible:", *(f"  - {line}" for line in lines)]
+        parts += [*(listed if lines else ["nothing is missing"]), ""]
     return "\n".join(parts).rstrip()
 
 

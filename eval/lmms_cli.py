@@ -1,6 +1,6 @@
 """lmms-eval's own command line with our model: `python -m eval.lmms_cli --model dcp_prune ...`, from the clone.
 
-    python -m eval.lmms_cli --model dcp_prune --model_args model=llava15_7b,method=acgr_tatcs,budget=16 --tasks pope,gqa
+    python -m eval.lmms_cli --model dcp_prune --model_args model=llava15_7b,method=acgr_tatcs,budget=16 --tasks pope
 
 It registers a manifest (lmms-eval's `ModelManifest`) and hands the words over to lmms-eval's main; every option is
 lmms-eval's, and `--model_args` are the options of run.py (`path=` is short for `model.path=`). Official tasks are

@@ -223,7 +223,8 @@ def stop_rule(request: Instance, new_tokens: int | None = None) -> tuple[int, tu
         return 0, ()
     until = options.get("until") or []
     until = (until,) if isinstance(until, str) else tuple(until)
-    return int(new_tokens or options.get("max_new_tokens") or DEFAULT_NEW_TOKENS), tuple(stop for stop in until if stop)
+    longest = int(new_tokens or options.get("max_new_tokens") or DEFAULT_NEW_TOKENS)
+    return longest, tuple(stop for stop in until if stop)
 
 
 def visuals(request: Instance, task_dict: dict[str, Any]) -> list[Any]:

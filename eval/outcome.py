@@ -197,10 +197,12 @@ def draw(folder: Path, plan: Plan, lm: Any, samples: pd.DataFrame, baseline: Res
 
 
 def as_seen(llava: Any, image: Any) -> Any:
-    """The picture as the tower sees it (resized, cropped or padded), so that the patch grid covers it."""
+    """The picture as the tower sees it (LLaVA-NeXT: its base crop), so that the patch grid covers it."""
     from PIL import Image
 
     processor = llava.processor.image_processor
-    pixels = llava.pixels([image])[0].float().cpu().permute(1, 2, 0).numpy()  # (H, W, 3) normalised
+    seen = llava.pixels([image])
+    first = seen.crops[0][0] if hasattr(seen, "crops") else seen[0]
+    pixels = first.float().cpu().permute(1, 2, 0).numpy()  # (H, W, 3) normalised
     values = pixels * np.asarray(processor.image_std) + np.asarray(processor.image_mean)
     return Image.fromarray((255 * values).round().clip(0, 255).astype(np.uint8))

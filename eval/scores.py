@@ -113,7 +113,7 @@ def tally_frame(*tables: pd.DataFrame) -> np.ndarray:
 
 
 def codes(questions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Image, task and pair numbers and weights (Q,) of questions: columns image_id, task, maybe pair_id and weight."""
+    """Image, task, pair numbers and weights (Q,) of questions: columns image_id, task, maybe pair_id and weight."""
     image = pd.factorize(questions["image_id"], sort=True)[0]
     task = pd.factorize(questions["task"], sort=True)[0]
     weight = questions["weight"].to_numpy(np.float64) if "weight" in questions else np.ones(len(questions))

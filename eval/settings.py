@@ -247,7 +247,7 @@ def model_options(model: ModelConfig, shape: Shape | None) -> dict[str, Any]:
     elif shape is not None:
         wrong = [name for name in ("newline", "unpad") if values[name] is not None]
         if wrong:
-            raise InputError(f"model.{wrong[0]} is a choice for LLaVA-NeXT; images of this model are one crop; use null")
+            raise InputError(f"model.{wrong[0]} is a choice for LLaVA-NeXT; this model cuts no crops; use null")
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -263,7 +263,7 @@ def check_parameters(method: str, given: Any) -> dict[str, Any]:
 
 
 def check_tasks(tasks: TasksConfig, limit: int | None) -> None:
-    """Raises InputError for unknown tasks, for embedded data that is not there, for half a pair of MME's questions."""
+    """Raises InputError for unknown tasks, embedded data that is not there, half a pair of MME's questions."""
     own = embedded_names()
     if tasks.max_new_tokens is not None and tasks.max_new_tokens < 1:
         raise InputError(f"tasks.max_new_tokens must be at least 1 (or null), got {tasks.max_new_tokens}")

@@ -182,7 +182,7 @@ def read_group(root: Path, points: list[Point]) -> tuple[Sweep | None, list[Fail
 
 
 def read_samples(point: Point) -> pd.DataFrame:
-    """task, doc_id, image_id, pair_id, weight, score (float64, a failed sample 0) and the shift columns of one point."""
+    """task, doc_id, image_id, pair_id, weight, score (float64, a failed sample 0), shift columns of one point."""
     file = point.folder / "samples.parquet"
     names = pq.read_schema(file).names
     shifts = [name for name in names if name.startswith("shift_") or name == "output_kl"]

@@ -38,9 +38,9 @@ def missing_data(task: str, repo: str, configs: list[str | None]) -> str | None:
     """Why the data of an official task cannot be had; None where `datasets` has them or the hub answers."""
     why = None if all(in_data_cache(repo, config) for config in configs) else unreachable()
     return why and (
-        f"the data of task '{task}' ({repo}) are not in the cache ({data_cache()}), and {why}; set tasks.data_dir=FOLDER "
-        f"with {task}/*.parquet, or run `hf download --repo-type dataset {repo} --local-dir FOLDER/{task}` where there "
-        "is a network"
+        f"the data of task '{task}' ({repo}) are not in the cache ({data_cache()}), and {why}; run "
+        f"`hf download --repo-type dataset {repo} --local-dir FOLDER/{task}` where there is a network, "
+        "and set tasks.data_dir=FOLDER"
     )
 
 

@@ -59,9 +59,8 @@ class Stack:
 
     def flops(self, tokens: float, layers: int | None = None) -> float:
         """Floating-point operations (2 a multiply-add) of one pass of `tokens` through `layers` blocks."""
-        return (self.layers if layers is None else layers) * (
-            2 * tokens * self.matrices + 4 * tokens**2 * self.heads_width
-        )
+        block = 2 * tokens * self.matrices + 4 * tokens**2 * self.heads_width
+        return (self.layers if layers is None else layers) * block
 
 
 @dataclass(frozen=True)
@@ -90,14 +89,8 @@ class Shape:
         tower = v + 3 * self.patch**2 * v + (self.patches + 1) * v + 4 * v + self.vision.parameters
         projector = v * t + t + t * t + t
         newline = t if self.crops > 1 else 0
-        return (
-            tower
-            + projector
-            + newline
-            + self.text.parameters
-            + t
-            + (1 if self.tied else 2) * (self.vocabulary * t)
-        )
+        vocabulary = (1 if self.tied else 2) * self.vocabulary * t
+        return tower + projector + newline + self.text.parameters + t + vocabulary
 
     def gigabytes(self, batch: int, questions: int, cache_mb: int, size: int = 2) -> float:
         """GPU memory of a run in 10^9 bytes (an estimate).

@@ -3,8 +3,8 @@
     python scripts/make_official_samples.py FOLDER [--images 8]
     python run.py tasks=paper tasks.data_dir=FOLDER
 
-The files lie as `hf download --repo-type dataset ... --local-dir FOLDER/TASK` lays the real ones, with the same columns
-and types. Pictures and questions are those of the embedded development split.
+The files lie as `hf download --repo-type dataset ... --local-dir FOLDER/TASK` lays the real ones, with the same
+columns. Pictures and questions are those of the embedded development split.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 def gqa(row: Row, number: int) -> Row:
     return {
         **{"id": f"{number:08d}", "imageId": row["image_id"], "question": row["question"], "answer": row["answer"]},
-        **{"fullAnswer": f"It is {row['answer']}.", "isBalanced": True, "groups": {"global": None, "local": row["type"]}},
+        **{"fullAnswer": f"It is {row['answer']}.", "isBalanced": True, "groups": {"local": row["type"]}},
         **{"entailed": None, "equivalent": None, "semanticStr": None},
         "types": {"structural": "query", "semantic": "attr", "detailed": row["type"]},
     }
