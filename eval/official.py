@@ -193,6 +193,7 @@ def measure(task: str) -> str:
     """What the score of a task in percent is, and with it the task's part of the average."""
     return {
         "mme": "perception + cognition, in percent of the most that can be had",
+        "mini_mme": "mean of accuracy and accuracy-plus",
         "pope": "accuracy",
         "scienceqa_img": "exact match",
         "textvqa_val": "soft accuracy",
@@ -205,6 +206,18 @@ def weights(task: str, kinds: pd.Series) -> np.ndarray:
         return np.ones(len(kinds))
     count = kinds.map(kinds.value_counts()).to_numpy(np.float64)
     return len(kinds) / (kinds.nunique() * count)
+
+
+def in_words(task: str, metrics: Mapping[str, float]) -> str | None:
+    """The metrics of a task that its score does not show, for the table on the screen."""
+    if task == "mme":
+        parts = [(metrics.get(f"mme_{kind}_score", 0.0), kind) for kind in ("perception", "cognition")]
+        return " + ".join(f"{value:.1f} {kind}" for value, kind in parts) + f" = {metrics['mme_total']:.1f}"
+    if task.startswith("pope"):
+        keys = ("pope_f1_score", "pope_precision", "pope_recall", "pope_said_yes")
+        named = zip(("F1", "precision", "recall", "says yes"), keys)
+        return ", ".join(f"{name} {100 * metrics[key]:.1f} %" for name, key in named if key in metrics)
+    return None
 
 
 def extra_metrics(task: str, rows: pd.DataFrame, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -74,14 +74,11 @@ class Plan:
     model: str
     path: str
     prompt: str
-    options: dict[str, Any]  # of models.load.load: image_protocol, newline, unpad, clip_text where given
-    shape: Shape | None  # the model's sizes, where they can be known before it is loaded
     cache_mb: int
     method: str
     parameters: dict[str, Any]  # all hyper-parameters of the method but the budget
     budget: int
     tasks: tuple[str, ...]
-    protocol: dict[str, Any]  # of the tasks: max_new_tokens, ocr where given
     split: str
     data_dir: str | None
     limit: int | None
@@ -93,6 +90,9 @@ class Plan:
     out: Path
     force: bool
     tracking: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)  # of models.load.load: image_protocol ... where given
+    protocol: dict[str, Any] = field(default_factory=dict)  # of the tasks: max_new_tokens, ocr where given
+    shape: Shape | None = None  # the model's sizes, where they can be known before it is loaded
 
     @property
     def subset(self) -> str:
