@@ -45,8 +45,10 @@ def point(config: object, dry: list) -> float:
 
 def run(plan: object) -> float:
     """Runs, prints the table, logs."""
+    from eval.needs import ready
     from models.guard import guard_torchvision
 
+    ready(plan)  # type: ignore[arg-type]
     guard_torchvision()
     from eval import point, table
 

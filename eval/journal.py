@@ -56,14 +56,3 @@ class Journal:
     def close(self) -> None:
         """Closes the file; the journal can be opened again."""
         self._file.close()
-
-
-class Memory:
-    """A journal that is not kept: lmms-eval's own command line has no record of ours to go on with."""
-
-    def __init__(self) -> None:
-        self.batches: dict[str, list[dict[str, Any]]] = {}
-
-    def add(self, batch: str, rows: list[dict[str, Any]]) -> None:
-        """Keeps a finished batch while the process lives."""
-        self.batches[batch] = rows

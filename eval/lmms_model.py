@@ -16,7 +16,7 @@ from lmms_eval.api.model import lmms
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from eval.journal import Journal, Memory
+from eval.journal import Journal
 from eval.official import image_columns, image_name
 from eval.settings import embedded_names
 from eval.task_set import decode
@@ -57,7 +57,7 @@ class PrunedLlava(lmms):
         llava: Llava,
         pruner: Pruner,
         batch_size: int,
-        journal: Journal | Memory,
+        journal: Journal,
         name: str,
         baseline: Callable[[Key], torch.Tensor | None] = lambda key: None,
         keep_logits: bool = False,

@@ -5,10 +5,13 @@ The same checks end a run early with one line, and make the table of `dry_run=tr
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from eval import official
+from eval.records import Record
 from eval.settings import Plan, embedded_names
 from models.shape import Shape, crop_share
 from pruning.errors import InputError
@@ -26,7 +29,7 @@ def make_pruner(plan: Plan) -> Any:
     """
     from pruning.registry import load
 
-    pruner = load(plan.method, plan.budget, **plan.parameters)
+    pruner = load(plan.method, max(plan.budget, 1), **plan.parameters)
     if plan.shape is not None:
         check_budget(pruner, plan.shape)
     return pruner
@@ -41,26 +44,30 @@ def check_budget(pruner: Any, shape: Shape) -> None:
         crop_share(keep, shape.crops)
 
 
-def require(plan: Plan) -> None:
-    """Raises InputError where the model or the data of a point cannot be had."""
-    lines = missing(plan)
-    if lines:
-        raise InputError(lines[0])
+def ready(plan: Plan) -> None:
+    """Raises InputError where a point that is not finished cannot run, before anything heavy is loaded."""
+    if plan.force or not Record(plan).finished():
+        make_pruner(plan)
+        for line in missing(plan):
+            raise InputError(line)
 
 
-def missing(plan: Plan) -> list[str]:
+def missing(plan: Plan) -> Iterator[str]:
     """What cannot be had: one line each, with where it was looked for and what to set."""
     from models import hub
 
+    ask = functools.cache(hub.unreachable)  # the network is asked once
     names = {"model.path": plan.path, "model.clip_text": plan.options.get("clip_text")}
     hubs = {setting: name for setting, name in names.items() if name is not None and not Path(name).exists()}
-    lines = [hub.missing_model(name, setting) for setting, name in hubs.items()]
-    for task in sorted(set(plan.tasks) - set(embedded_names())):
-        lines.append(missing_data(task, plan.data_dir))
-    return [line for line in lines if line is not None]
+    for setting, name in hubs.items():
+        if line := hub.missing_model(name, setting, ask):
+            yield line
+    for task in plan.tasks:
+        if task not in embedded_names() and (line := missing_data(task, plan.data_dir, ask)):
+            yield line
 
 
-def missing_data(task: str, data_dir: str | None) -> str | None:
+def missing_data(task: str, data_dir: str | None, ask: Callable[[], str | None]) -> str | None:
     """Why the data of an official task cannot be had; groups are left to lmms-eval."""
     from models import hub
 
@@ -68,7 +75,7 @@ def missing_data(task: str, data_dir: str | None) -> str | None:
     if source is None and data_dir is None:
         return None
     if data_dir is None:
-        return hub.missing_data(task, source.repo, source.configs)  # type: ignore[union-attr]
+        return hub.missing_data(task, source.repo, source.configs, ask)  # type: ignore[union-attr]
     try:
         official.spec(task, data_dir, None)
     except InputError as error:

@@ -14,14 +14,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 import yaml
-from PIL import Image
 
 from pruning.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from PIL import Image
 
 GQA_IMAGES = "testdev_balanced_images"
 NAMED = re.compile(r"^(task|group): *[\"']?([\w.-]+)", re.M)
@@ -169,6 +171,8 @@ class GqaImages:
 
     def visual(self, doc: Mapping[str, Any]) -> list[Image.Image]:
         """The picture of a question."""
+        from PIL import Image
+
         if doc.get("image") is not None:  # questions and pictures in one file
             return [doc["image"]]
         return [Image.open(io.BytesIO(self.known[doc["imageId"]]))] if doc["imageId"] in self.known else []
@@ -202,6 +206,8 @@ def measure(task: str) -> str:
 
 def weights(task: str, kinds: pd.Series) -> np.ndarray:
     """(n,) weights of questions in their task's score, of mean 1: MME's total counts its categories alike."""
+    import numpy as np
+
     if task != "mme":
         return np.ones(len(kinds))
     count = kinds.map(kinds.value_counts()).to_numpy(np.float64)

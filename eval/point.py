@@ -18,7 +18,7 @@ import pandas as pd
 
 from eval import facts
 from eval.journal import Journal
-from eval.needs import make_pruner, require
+from eval.needs import make_pruner
 from eval.outcome import Result, fill, header, lookup, summarise, tabulate
 from eval.records import SAMPLES, Record, disk_errors
 from eval.settings import Plan, embedded_names, portable, short_hash
@@ -36,7 +36,6 @@ def run(plan: Plan) -> Result:
     record = Record(plan)
     if plan.force or not record.finished():
         pruner = make_pruner(plan)  # a bad hyper-parameter or budget ends here, before the model is loaded
-        require(plan)
         if plan.method != "vanilla":
             llava = load_model(plan)
             pruner.keeps(llava.visual_tokens)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import functools
+import os
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from pruning.errors import InputError
 
-TIMEOUT = 3.0  # seconds
+TIMEOUT = 2.0  # seconds
 
 
 def require(name: str) -> None:
@@ -23,20 +24,27 @@ def require(name: str) -> None:
         raise InputError(line)
 
 
-def missing_model(name: str, setting: str = "model.path") -> str | None:
-    """Why the hub's model `name` (org/name) cannot be had; None where it lies in the cache or the hub answers."""
+def missing_model(name: str, setting: str = "model.path", ask: Callable[[], str | None] | None = None) -> str | None:
+    """Why the hub's model `name` (org/name) cannot be had; None where it lies in the cache or the hub answers.
+
+    Args:
+        setting: the option that would name a folder instead.
+        ask: `unreachable`, or one that remembers its answer.
+    """
     from huggingface_hub import constants, try_to_load_from_cache
 
-    why = None if isinstance(try_to_load_from_cache(name, "config.json"), str) else unreachable()
+    why = None if isinstance(try_to_load_from_cache(name, "config.json"), str) else (ask or unreachable)()
     return why and (
         f"model '{name}' is not a folder, not in the cache ({constants.HF_HUB_CACHE}), and {why}; "
         f"set {setting}=FOLDER, or run `hf download {name}` where there is a network"
     )
 
 
-def missing_data(task: str, repo: str, configs: list[str | None]) -> str | None:
+def missing_data(
+    task: str, repo: str, configs: list[str | None], ask: Callable[[], str | None] | None = None
+) -> str | None:
     """Why the data of an official task cannot be had; None where `datasets` has them or the hub answers."""
-    why = None if all(in_data_cache(repo, config) for config in configs) else unreachable()
+    why = None if all(in_data_cache(repo, config) for config in configs) else (ask or unreachable)()
     return why and (
         f"the data of task '{task}' ({repo}) are not in the cache ({data_cache()}), and {why}; run "
         f"`hf download --repo-type dataset {repo} --local-dir FOLDER/{task}` where there is a network, "
@@ -46,8 +54,6 @@ def missing_data(task: str, repo: str, configs: list[str | None]) -> str | None:
 
 def data_cache() -> Path:
     """The folder in which `datasets` keeps what it has prepared; the package itself takes a second to import."""
-    import os
-
     from huggingface_hub import constants
 
     return Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
@@ -64,7 +70,6 @@ def in_data_cache(repo: str, config: str | None) -> bool:
     return any((folder / (config or "default")).is_dir() for folder in folders)
 
 
-@functools.lru_cache(maxsize=1)
 def unreachable() -> str | None:
     """Why the hub cannot be asked; None where it answers."""
     from huggingface_hub import constants

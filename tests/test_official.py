@@ -104,6 +104,22 @@ def test_dry_run_prints_the_grid_and_loads_nothing_heavy(tmp_path):
     assert missing.count("  - ") == 7 and "must be between 19 and 576" in missing
 
 
+def test_hours_of_the_page_are_those_of_the_estimate():
+    from types import SimpleNamespace
+
+    from eval import needs, official
+
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    for name in PUBLIC:
+        cells = next(line for line in page.splitlines() if line.startswith(f"| {name} |")).split("|")[2:6]
+        shape = read_shape("none/none", name)
+        budgets = [shape.visual_tokens, *((80, 40, 20) if shape.crops > 1 else (64, 32, 16))]
+        plans = [SimpleNamespace(shape=shape, budget=budget, limit=None) for budget in budgets]
+        hours = [sum(needs.hours(plan, task) for task in official.COUNTS) for plan in plans]
+        assert [float(cell) for cell in cells] == [round(h, 1) for h in hours]
+        assert f"{shape.gigabytes(needs.BATCH, 1, 4096):.0f} GB" in page
+
+
 # --- official tasks ---------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory) -> Path:
@@ -187,6 +203,16 @@ def test_next_runs_end_to_end_and_reports_what_reached_the_language_model(sample
     assert "embeddings" in metrics["protocol"]["text_features"]
     assert record(tmp_path, "vanilla", 80, "tiny_next")[1].visual_tokens.min() > 80  # newlines
     assert len(list((tmp_path / "tiny_next/test/acgr_tatcs/20/pictures").glob("*.png"))) == 1
+
+
+def test_an_image_with_fewer_crops_gets_their_share(tmp_path):
+    import pruning
+
+    cut, image = tiny.build(tmp_path, next_=True), tiny.pictures()[2]  # 40 x 160: four crops
+    answer = cut.answer([image], [["what is 7?"]], pruning.load("uniform", 40), 1)[0][0]
+    shown = len(cut.crops.frame(image.size[::-1]).patches)
+    assert cut.crops.number(image.size[::-1]) == 4
+    assert answer.visual_tokens == len(answer.index) == 4 * 8 and shown >= 32
 
 
 def save_clip(folder: Path, width: int = 32) -> Path:
