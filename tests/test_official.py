@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from models.guard import guard_torchvision
 from models.shape import PUBLISHED, config_file, parse, read_shape
@@ -43,8 +44,6 @@ def test_published_configurations_make_the_real_classes(name):
     assert sum(p.numel() for p in model.parameters()) == shape.parameters == parameters
     assert (shape.visual_tokens, shape.text.layers, shape.depth) == (tokens, layers, 23)
     assert model.model.multi_modal_projector.linear_1.weight.shape == (shape.text.width, shape.vision.width)
-    yaml = (ROOT / "configs" / "model" / f"{name}.yaml").read_text()
-    assert f"published: {name}" in yaml and "llava-hf/" in yaml
 
 
 def test_shapes_of_saved_models_are_those_of_the_loaded_ones(tmp_path, llava):
@@ -75,6 +74,28 @@ def test_switches_are_checked_and_recorded(tmp_path, capsys):
     for words, line in lines.items():
         assert line in refused(capsys, *words, out)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_each_model_runs_from_a_folder_of_its_class(name, samples, tmp_path):
+    next_, mistral = "next" in name, "mistral" in name
+    folder = tiny.save(tmp_path / "model", next_, "mistral" if mistral else "llama")
+    words = [
+        f"model={name}",
+        f"model.path={folder}",
+        "tasks=paper",
+        "tasks.names=[pope,gqa]",
+        "limit=2",
+        "pictures=0",
+    ]
+    words += [f"tasks.data_dir={samples}", "tasks.max_new_tokens=2", f"out={tmp_path}", "dtype=bfloat16"]
+    assert call(*words, "method=divprune", f"budget={20 if next_ else 4}") == 0
+    point = tmp_path / name / "test-first2" / "divprune" / str(20 if next_ else 4)
+    model = yaml.safe_load((point / "config.yaml").read_text())["identity"]["model"]
+    assert model["path"] == "model" and model["prompt"].startswith("[INST]" if mistral else "A chat between")
+    switches = {"newline": "drop", "unpad": True} if next_ else {"image_protocol": "pad"}
+    assert switches.items() <= model.items()
+    assert switches.items() <= json.loads((point / "metrics.json").read_text())["protocol"].items()
 
 
 # --- what is not there ------------------------------------------------------------------------------------
