@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import tempfile
 
 from pruning.errors import InputError
 
@@ -82,6 +81,14 @@ def main(words: list[str] | None = None) -> int:
 
         print(text(), end="")
         return 0
+    from eval.dry_run import settled
+
+    with settled(words) as words:
+        return launch(words)
+
+
+def launch(words: list[str]) -> int:
+    """Runs the points; the exit status."""
     import hydra
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
@@ -98,10 +105,6 @@ def main(words: list[str] | None = None) -> int:
     ConfigStore.instance().store("schema", Config)
     GlobalHydra.instance().clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, and leave as one line
-    scratch = tempfile.TemporaryDirectory()
-    if "dry_run=true" in map(str.lower, words):  # all points in this process, whatever would run them
-        words = [word for word in words if not word.startswith("launcher=")]
-        words += ["launcher=basic", f"hydra.sweep.dir={scratch.name}"]
     before, sys.argv = sys.argv, ["run.py", *words]
     kept: list[Exception] = []
     dry: list[object] = []
@@ -132,7 +135,6 @@ def main(words: list[str] | None = None) -> int:
         return 130
     finally:
         sys.argv = before
-        scratch.cleanup()
     return 0
 
 

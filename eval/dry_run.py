@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from eval import needs, official
 from eval.records import Record
 from eval.settings import Plan
-from eval.table import columns
 from pruning.errors import InputError
+
+
+@contextmanager
+def settled(words: list[str]) -> Iterator[list[str]]:
+    """The command line as it is; of a dry run all points in this process, whatever would run them, and no folder."""
+    if "dry_run=true" not in map(str.lower, words):
+        yield words
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        others = [word for word in words if not word.startswith("launcher=")]
+        yield [*others, "launcher=basic", f"hydra.sweep.dir={folder}"]
 
 
 def render(plans: list[Plan]) -> str:
@@ -42,6 +56,8 @@ def state(plan: Plan) -> str:
 
 def grid(plans: list[Plan], states: dict) -> list[str]:
     """Methods down, budgets across."""
+    from eval.table import columns
+
     budgets = sorted({plan.budget for plan in plans}, reverse=True)
     at = {(plan.label, plan.budget): states[plan.folder] for plan in plans}
     rows = [["method", *map(str, budgets)]]
