@@ -96,6 +96,7 @@ def main(words: list[str] | None = None) -> int:
     try:
         lost = launch(words)
         sweep = begun.get()
+        show_messages()
         return 0 if sweep is None else sweep.conclude(lost)
     except InputError as error:
         complain(str(error))

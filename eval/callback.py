@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from omegaconf import DictConfig
 
 from eval import failures
 from eval.records import SAMPLES
+
+log = logging.getLogger("dcp_prune")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,11 @@ class Sweep:
         Raises:
             InputError: the report cannot be written.
         """
-        kinds = {failure.kind for failure in failures.collect(self.folder, self.since)}
+        found = failures.collect(self.folder, self.since)
+        if found:
+            lines = [f"  {failure.kind}: {failure.reason}" for failure in found]
+            log.warning("\n".join(["Points without a result:", *lines]))
+        kinds = {failure.kind for failure in found}
         failed = lost or failures.FAILED in kinds
         bad = failed or failures.REFUSED in kinds
         if self.dry_run:
@@ -54,7 +61,7 @@ class Sweep:
             return 1 if failed else 2
         from eval.report import write_report
 
-        write_report(self.folder)
+        log.info("report: %s", write_report(self.folder))
         if self.tracking.name != "none":
             from eval.tracking import log_sweep
 

@@ -63,6 +63,7 @@ def ensure(plan: Plan, baseline: Result | None) -> Result:
     with record.lock(log.info):
         if not plan.force and record.finished():
             log.info("%s is finished; force=true repeats it", plan.folder)
+            record.forget_journal()  # of a process that was killed right after its last step
             return Result(plan, plan.folder, *read(plan.folder), baseline, fresh=False)
         if plan.method == "vanilla" and plan.pictures == 0:
             log.info("running the unpruned model first, as the baseline")
