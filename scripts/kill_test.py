@@ -9,10 +9,12 @@ must be equal byte for byte; only times may differ (`timings.csv`, the figure an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,29 +60,39 @@ def records(out: Path) -> dict[str, str]:
     return found
 
 
-def kill_once(words: list[str], out: Path, dice: random.Random, writing: bool, calm: float) -> str | None:
-    """Starts the sweep and kills it; what it was doing, or None where it was done before."""
-    process = start(words, out)
-    begun, moment = time.monotonic(), dice.uniform(0.3, 1.0) * calm
-    seen = None
+def kill_once(words: list[str], out: Path, wait: float, writing: bool, working: bool) -> bool:
+    """Starts the sweep and kills it; False where it was done before.
+
+    Args:
+        wait: seconds from the moment that is waited for to the kill.
+        writing: the moment is when a record is being written.
+        working: the moment is when the first question is answered; with neither, the start.
+    """
+    process, begun = start(words, out), time.time()
+    sign = ".*.new" if writing else ".*.partial/journal.jsonl"
     try:
         while process.poll() is None:
-            if writing and any(out.glob("*/*/*/.*.new")):
-                seen = "writing a record"
-                time.sleep(dice.uniform(0, 0.02))
-                break
-            if not writing and time.monotonic() - begun > moment:
-                seen = "at a random moment"
+            if not (writing or working) or any(changed(path, begun) for path in out.glob(f"*/*/*/{sign}")):
                 break
             time.sleep(0.0005)
-        if seen is None:
-            if process.returncode:
-                raise AssertionError(f"the sweep ended with status {process.returncode}, see {out}.log")
-            return None
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(wait)
+        if process.returncode:
+            raise AssertionError(f"the sweep ended with status {process.returncode}, see {out}.log")
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            return True
+        return False
     finally:
         process.wait()
-    return seen
+
+
+def changed(path: Path, since: float) -> bool:
+    """Whether a file or folder that may vanish at any time was written to since then."""
+    try:
+        return path.stat().st_mtime > since
+    except OSError:
+        return False
 
 
 def comparable(out: Path) -> dict[str, str]:
@@ -99,19 +111,18 @@ def comparable(out: Path) -> dict[str, str]:
 def run(words: list[str], kills: int, seed: int, folder: Path) -> dict[str, int]:
     """The whole test; how often the sweep was killed doing what."""
     dice, calm, out = random.Random(seed), folder / "calm", folder / "killed"
-    begun = time.monotonic()
     if status := start(words, calm).wait():
         raise AssertionError(f"the undisturbed sweep ended with status {status}, see {calm}.log")
-    took = time.monotonic() - begun
+    ends = sorted((calm / name).stat().st_mtime for name in records(calm))
+    point = (ends[-1] - ends[0]) / (len(ends) - 1)  # seconds
     told: dict[str, int] = {}
     before: dict[str, str] = {}
     while sum(told.values()) < kills:
-        done = len(before) == len(records(calm))  # then nothing is written but the report
-        number = sum(told.values())
-        doing = kill_once(words, out, dice, writing=not done and number % 2 == 0, calm=took / (2 if done else 1))
-        if doing is None:
-            took *= 0.8
-        else:
+        working = len(before) < len(ends)  # when all points are recorded, only the report is written
+        writing = working and sum(told.values()) % 2 == 0
+        wait = dice.uniform(0, 0.02 if writing else 2 * point if working else 20 * point)
+        doing = "writing a record" if writing else "answering" if working else "starting or reporting"
+        if kill_once(words, out, wait, writing, working):
             told[doing] = told.get(doing, 0) + 1
             print(f"kill {sum(told.values())}: {doing}, {len(records(out))} records stand", flush=True)
         now = records(out)
@@ -132,8 +143,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("words", nargs="*", help=f"of run.py, after --; default: {' '.join(SWEEP)}")
     given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        told = run(given.words or SWEEP, given.kills, given.seed, Path(folder))
+    folder = Path(tempfile.mkdtemp(prefix="kill_test-"))  # stays where the test fails
+    told = run(given.words or SWEEP, given.kills, given.seed, folder)
+    shutil.rmtree(folder)
     print("all equal:", ", ".join(f"{count} {what}" for what, count in told.items()))
 
 

@@ -50,7 +50,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the code with one more method, which fails."""
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copy(ROOT / "run.py", folder)
-    for name in ("configs", "eval", "models", "pruning"):
+    for name in ("configs", "eval", "models", "pruning", "results/paper"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("data", "__pycache__"))
     (folder / "pruning" / "broken.py").write_text(BROKEN)
     (folder / "configs" / "method" / "broken.yaml").write_text(BROKEN_YAML)
@@ -98,8 +98,8 @@ def test_a_failed_point_leaves_the_others_their_report(
 
 
 def test_a_lost_process_leaves_the_others_their_report(checkout: Path, data: str, tmp_path: Path) -> None:
-    words = ["budget=16", data, f"out={tmp_path}"]
-    assert sweep(checkout, "method=uniform", *words).returncode == 0
+    words = ["tasks.names=[mini_gqa,mini_pope]", "pictures=0", "budget=16", data, f"out={tmp_path}"]
+    assert call("-m", "method=uniform", *words) == 0
     (tmp_path / "report.md").unlink()
     lost = sweep(checkout, "method=broken", "method.dies=true,1", *words, "launcher=local")
     assert lost.returncode == 1 and "a process of the sweep was lost" in lost.stderr, lost.stderr
