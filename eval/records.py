@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -87,18 +87,19 @@ class Record:
         file = self.partial / "lock"
         while True:
             with disk_errors(self.folder):
-                self.partial.mkdir(parents=True, exist_ok=True)
                 try:
+                    self.partial.mkdir(parents=True, exist_ok=True)
                     handle = file.open("w")
-                except FileNotFoundError:  # the holder was done and removed the folder under us
+                except FileNotFoundError:  # another process was done and removed the folder under us
                     continue
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     wait(f"another process runs {self.folder}; waiting for it")
                     fcntl.flock(handle, fcntl.LOCK_EX)
-            if file.exists() and os.path.samestat(file.stat(), os.fstat(handle.fileno())):
-                return handle
+            with suppress(FileNotFoundError):
+                if os.path.samestat(file.stat(), os.fstat(handle.fileno())):
+                    return handle
             handle.close()  # the file that we waited for is gone: whoever comes now would lock another one
 
     def _tidy(self) -> None:
