@@ -90,7 +90,9 @@ class Record:
                 try:
                     self.partial.mkdir(parents=True, exist_ok=True)
                     handle = file.open("w")
-                except FileNotFoundError:  # another process was done and removed the folder under us
+                except (FileNotFoundError, FileExistsError):  # another process was done and removed it under us
+                    if self.partial.is_file():
+                        raise
                     continue
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
