@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 
 from pruning.errors import InputError
 
@@ -21,7 +22,6 @@ def point(config: object, dry: list) -> float:
 
     show_messages()
     hydra = HydraConfig.get()
-    sweep = hydra.mode == RunMode.MULTIRUN
     plan = None
     try:
         plan = check(config, hydra.runtime.choices["method"])  # type: ignore[arg-type]
@@ -30,16 +30,26 @@ def point(config: object, dry: list) -> float:
             return float("nan")
         return run(plan)
     except Exception as error:
-        if not sweep:
+        if hydra.mode != RunMode.MULTIRUN:
             raise
-        from eval.messages import brief
-
-        complain(brief(error))
-        if plan is not None and not isinstance(error, InputError):
-            from eval.point import fail
-
-            fail(plan, brief(error))
+        keep_failure(Path(hydra.sweep.dir).expanduser(), hydra.job.num, plan, error)
         return float("nan")
+
+
+def keep_failure(out: Path, number: int, plan: object | None, error: Exception) -> None:
+    """Says why a sweep's point has no result, notes it for the exit status and records it for the report."""
+    from eval import failures
+    from eval.messages import brief
+    from eval.point import fail
+    from pruning.errors import OutOfReach
+
+    refused = failures.OUT_OF_REACH if isinstance(error, OutOfReach) else failures.REFUSED
+    kind = refused if isinstance(error, InputError) else failures.FAILED
+    where = "" if plan is None else f"{plan.label} at {plan.budget} tokens: "  # type: ignore[attr-defined]
+    complain(where + brief(error))
+    failures.note(out, number, kind, where + brief(error))
+    if plan is not None and kind != failures.REFUSED:
+        fail(plan, brief(error), kind, error)  # type: ignore[arg-type]
 
 
 def run(plan: object) -> float:
@@ -74,21 +84,41 @@ def complain(line: str) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    """The exit status: 0 done, 2 bad input (one line on stderr), 130 interrupted."""
+    """The exit status: 0 done, 1 some point of a sweep failed or was refused, 2 bad input, 130 interrupted."""
     words = sys.argv[1:] if words is None else words
     if {"-h", "--help"} & set(words):
         from eval.help import text
 
         print(text(), end="")
         return 0
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from eval import messages
+    from eval.callback import begun
     from eval.dry_run import settled
 
-    with settled(words) as words:
-        return launch(words)
+    begun.set(None)
+    try:
+        with settled(words) as words:
+            lost = launch(words)
+            sweep = begun.get()
+            show_messages()
+            return 0 if sweep is None else sweep.conclude(lost)
+    except InputError as error:
+        complain(str(error))
+        return 2
+    except (HydraException, OmegaConfBaseException) as error:
+        complain(messages.one_line(error))
+        return 2
+    except KeyboardInterrupt:
+        sweep = begun.get()
+        complain("interrupted; the same command goes on where it was" + ("" if sweep is None else sweep.so_far()))
+        return 130
 
 
-def launch(words: list[str]) -> int:
-    """Runs the points; the exit status."""
+def launch(words: list[str]) -> bool:
+    """Runs the points; whether the launcher of a sweep lost one of its processes (killed, out of memory or time)."""
     import hydra
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
@@ -96,12 +126,12 @@ def launch(words: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from eval import messages
+    from eval.callback import begun
     from eval.settings import ROOT, Config
 
     wrong = messages.unknown_flag(words)
     if wrong:
-        complain(wrong)
-        return 2
+        raise InputError(wrong)
     ConfigStore.instance().store("schema", Config)
     GlobalHydra.instance().clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, and leave as one line
@@ -118,24 +148,22 @@ def launch(words: list[str]) -> int:
 
     try:
         hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="config")(job)()
-        if kept:
-            raise kept[0]
-        if dry:
-            from eval.dry_run import render
-
-            print(render(dry), flush=True)  # type: ignore[arg-type]
-    except InputError as error:
-        complain(str(error))
-        return 2
-    except (HydraException, OmegaConfBaseException) as error:
-        complain(messages.one_line(error))
-        return 2
-    except KeyboardInterrupt:
-        complain("interrupted; the same command goes on where it was")
-        return 130
+    except (HydraException, OmegaConfBaseException):
+        raise
+    except Exception as error:
+        if begun.get() is None:
+            raise
+        complain(f"a process of the sweep was lost ({messages.brief(error)}); the same command runs what is missing")
+        return True
     finally:
         sys.argv = before
-    return 0
+    if kept:
+        raise kept[0]
+    if dry:
+        from eval.dry_run import render
+
+        print(render(dry), flush=True)  # type: ignore[arg-type]
+    return False
 
 
 if __name__ == "__main__":

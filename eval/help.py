@@ -52,6 +52,9 @@ What is written, in OUT/MODEL/SPLIT/METHOD/BUDGET/
   config.yaml       the configuration that made it
   pictures/         the kept tokens drawn on some images
 A finished point is not run again (force=true repeats it); a killed run goes on where it was.
+
+Exit status: 0 done; 1 some point of a sweep failed or was refused, the others are reported; 2 bad input, nothing ran;
+130 interrupted. A budget that its method cannot reach on the model is listed in the report and counts as done.
 """
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import sys
+import traceback
 from collections import Counter
 from pathlib import Path
 from time import perf_counter
@@ -38,11 +39,18 @@ def run(plan: Plan) -> Result:
         pruner = make_pruner(plan)  # a bad hyper-parameter or budget ends here, before the model is loaded
         if plan.method != "vanilla":
             llava = load_model(plan)
-            pruner.keeps(llava.visual_tokens)
+            check_reach(pruner, llava)
     if plan.method == "vanilla":
         return ensure(plan, None)
     full = full_budget(plan)
     return ensure(plan, ensure(plan.vanilla(full), None))
+
+
+def check_reach(pruner: Any, llava: Any) -> None:
+    """Raises InputError for a budget above what the model has, OutOfReach below what the method can meet on it."""
+    pruner.keeps(llava.visual_tokens)
+    if pruner.inside_language_model:
+        pruner.plan(llava.model.config.text_config.num_hidden_layers, llava.visual_tokens)
 
 
 def full_budget(plan: Plan) -> int:
@@ -56,6 +64,7 @@ def ensure(plan: Plan, baseline: Result | None) -> Result:
     with record.lock(log.info):
         if not plan.force and record.finished():
             log.info("%s is finished; force=true repeats it", plan.folder)
+            record.forget_journal()  # of a process that was killed right after its last step
             return Result(plan, plan.folder, *read(plan.folder), baseline, fresh=False)
         if plan.method == "vanilla" and plan.pictures == 0:
             log.info("running the unpruned model first, as the baseline")
@@ -68,13 +77,21 @@ def read(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     return json.loads((folder / "metrics.json").read_text()), pd.read_parquet(folder / SAMPLES)
 
 
-def fail(plan: Plan, reason: str) -> None:
-    """Records that a point has failed, unless a finished record is there."""
+def fail(plan: Plan, reason: str, status: str = "failed", error: BaseException | None = None) -> None:
+    """Records that a point has no result and why, unless a finished record is there; a traceback where it broke.
+
+    What stands in the way of the record is left to the line that said why the point failed.
+    """
     record = Record(plan)
-    with record.lock(log.info):
+
+    def tell(folder: Path) -> None:
+        if status == "failed" and error is not None:
+            (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
+
+    with contextlib.suppress(InputError, OSError), record.lock(log.info):
         old = record.read()
         if old is None or old.get("status") != "finished":
-            record.write(header(plan) | {"status": "failed", "reason": reason})
+            record.write(header(plan) | {"status": status, "reason": reason}, tell)
 
 
 # --- the model -------------------------------------------------------------------------------------------

@@ -191,7 +191,8 @@ def check(config: DictConfig, method: str) -> Plan:
         top = full or "the model's number of visual tokens"
         raise InputError(f"budget must be between 1 and {top}, got {c.budget}")
     parameters = check_parameters(method, OmegaConf.to_container(config.method, resolve=True))
-    budget = full if method == "vanilla" and full is not None else c.budget
+    fixed = {"vanilla": full, "blank": 0}  # controls that ignore the budget: one point of a sweep, not many
+    budget = c.budget if fixed.get(method) is None else fixed[method]
     check_tasks(c.tasks, c.limit)
     return Plan(
         model=c.model.name,

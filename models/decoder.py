@@ -127,7 +127,7 @@ class DecoderDriver:
 
     # --- one forward pass -------------------------------------------------------------------------------
     def _enter(self, language: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        cache, mask, x = kwargs.get("past_key_values"), kwargs.get("attention_mask"), kwargs["inputs_embeds"]
+        cache, mask, x = key_values(kwargs), kwargs.get("attention_mask"), kwargs["inputs_embeds"]
         past = 0 if cache is None else cache.get_seq_length()
         self._prefilling, armed, self._armed = self._armed is not None, self._armed, None
         if armed is None:
@@ -165,7 +165,7 @@ class DecoderDriver:
         plan, own = self.plan, self.pruner.own_row
 
         def hook(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-            now, hidden, cache = self.prompts, args[0], kwargs.get("past_key_values")
+            now, hidden, cache = self.prompts, args[0], key_values(kwargs)
             if now is None:
                 return None
             if self._prefilling:
@@ -226,6 +226,12 @@ class DecoderDriver:
 
         asking = now.place.new_ones(len(now.place), 1).bool() if now.asking is None else now.asking
         return self.pruner.rank(Look(attention[now.owner].gather(3, columns), asking, turn))
+
+
+def key_values(arguments: dict[str, Any]) -> Any:
+    """The key-value cache among a layer's arguments: `past_key_values`, or `cache` from transformers 5.24 on."""
+    cache = arguments.get("cache")
+    return arguments.get("past_key_values") if cache is None else cache
 
 
 def attention_rows(layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, real: Tensor, rows: int) -> Tensor:
