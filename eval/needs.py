@@ -38,6 +38,8 @@ def make_pruner(plan: Plan) -> Any:
 def check_budget(pruner: Any, shape: Shape) -> None:
     """Raises InputError where a method cannot reach its budget: outside 1..N, uneven over crops, below its floor."""
     keep = pruner.keeps(shape.visual_tokens)
+    if pruner.inside_language_model and shape.crops > 1:
+        raise InputError(f"{type(pruner).__name__} prunes inside the language model: for LLaVA-1.5 only")
     if pruner.inside_language_model:
         pruner.plan(shape.text.layers, shape.visual_tokens)
     elif 0 < keep < shape.visual_tokens:

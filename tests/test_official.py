@@ -68,6 +68,7 @@ def test_switches_are_checked_and_recorded(tmp_path, capsys):
         ("model=llava_next_7b", "budget=81"): "must be divisible by 5, got 81; the nearest are 80 and 85",
         ("model=llava15_7b", "budget=16", "method=fastv"): "32 decoder layers, must be between 19 and 576, got 16",
         ("model=llava15_13b", "budget=9", "method=fastv"): "40 decoder layers, must be between 15 and 576, got 9",
+        ("model=llava_next_7b", "budget=960", "method=fastv"): "inside the language model: for LLaVA-1.5 only",
         ("tasks.max_new_tokens=0",): "tasks.max_new_tokens must be at least 1",
         ("tasks=paper", "limit=3"): "limit must be even for mme",
     }
