@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 
 from pruning.errors import InputError
 
 
-def point(config: object) -> float:
-    """One point of a sweep, or the only one: returns the mean score in percent, NaN where a sweep's point failed."""
+def point(config: object, dry: list) -> float:
+    """One point of a sweep, or the only one: returns the mean score in percent, NaN where a sweep's point failed.
+
+    A dry run only adds the checked plan to `dry`.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -18,31 +22,42 @@ def point(config: object) -> float:
 
     show_messages()
     hydra = HydraConfig.get()
-    sweep = hydra.mode == RunMode.MULTIRUN
     plan = None
     try:
         plan = check(config, hydra.runtime.choices["method"])  # type: ignore[arg-type]
         if config.dry_run:  # type: ignore[attr-defined]
-            print(f"would run {plan.label} with {plan.budget} tokens on {', '.join(plan.tasks)} into {plan.folder}")
+            dry.append(plan)
             return float("nan")
         return run(plan)
     except Exception as error:
-        if not sweep:
+        if hydra.mode != RunMode.MULTIRUN:
             raise
-        from eval.messages import brief
-
-        complain(brief(error))
-        if plan is not None and not isinstance(error, InputError):
-            from eval.point import fail
-
-            fail(plan, brief(error))
+        keep_failure(Path(hydra.sweep.dir).expanduser(), hydra.job.num, plan, error)
         return float("nan")
+
+
+def keep_failure(out: Path, number: int, plan: object | None, error: Exception) -> None:
+    """Says why a sweep's point has no result, notes it for the exit status and records it for the report."""
+    from eval import failures
+    from eval.messages import brief
+    from eval.point import fail
+    from pruning.errors import OutOfReach
+
+    refused = failures.OUT_OF_REACH if isinstance(error, OutOfReach) else failures.REFUSED
+    kind = refused if isinstance(error, InputError) else failures.FAILED
+    where = "" if plan is None else f"{plan.label} at {plan.budget} tokens: "  # type: ignore[attr-defined]
+    complain(where + brief(error))
+    failures.note(out, number, kind, where + brief(error))
+    if plan is not None and kind != failures.REFUSED:
+        fail(plan, brief(error), kind, error)  # type: ignore[arg-type]
 
 
 def run(plan: object) -> float:
     """Runs, prints the table, logs."""
+    from eval.needs import ready
     from models.guard import guard_torchvision
 
+    ready(plan)  # type: ignore[arg-type]
     guard_torchvision()
     from eval import point, table
 
@@ -69,43 +84,27 @@ def complain(line: str) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    """The exit status: 0 done, 2 bad input (one line on stderr), 130 interrupted."""
+    """The exit status: 0 done, 1 some point of a sweep failed or was refused, 2 bad input, 130 interrupted."""
     words = sys.argv[1:] if words is None else words
     if {"-h", "--help"} & set(words):
         from eval.help import text
 
         print(text(), end="")
         return 0
-    import hydra
-    from hydra.core.config_store import ConfigStore
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from eval import messages
-    from eval.settings import ROOT, Config
+    from eval.callback import begun
+    from eval.dry_run import settled
 
-    wrong = messages.unknown_flag(words)
-    if wrong:
-        complain(wrong)
-        return 2
-    ConfigStore.instance().store("schema", Config)
-    GlobalHydra.instance().clear()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, and leave as one line
-    before, sys.argv = sys.argv, ["run.py", *words]
-    kept: list[Exception] = []
-
-    def job(config: object) -> float:
-        try:
-            return point(config)
-        except Exception as error:  # kept from Hydra, which would print its own lines
-            kept.append(error)
-            return float("nan")
-
+    begun.set(None)
     try:
-        hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="config")(job)()
-        if kept:
-            raise kept[0]
+        with settled(words) as words:
+            lost = launch(words)
+            sweep = begun.get()
+            show_messages()
+            return 0 if sweep is None else sweep.conclude(lost)
     except InputError as error:
         complain(str(error))
         return 2
@@ -113,11 +112,58 @@ def main(words: list[str] | None = None) -> int:
         complain(messages.one_line(error))
         return 2
     except KeyboardInterrupt:
-        complain("interrupted; the same command goes on where it was")
+        sweep = begun.get()
+        complain("interrupted; the same command goes on where it was" + ("" if sweep is None else sweep.so_far()))
         return 130
+
+
+def launch(words: list[str]) -> bool:
+    """Runs the points; whether the launcher of a sweep lost one of its processes (killed, out of memory or time)."""
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from eval import messages
+    from eval.callback import begun
+    from eval.settings import ROOT, Config
+
+    wrong = messages.unknown_flag(words)
+    if wrong:
+        raise InputError(wrong)
+    ConfigStore.instance().store("schema", Config)
+    GlobalHydra.instance().clear()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, and leave as one line
+    before, sys.argv = sys.argv, ["run.py", *words]
+    kept: list[Exception] = []
+    dry: list[object] = []
+
+    def job(config: object) -> float:
+        try:
+            return point(config, dry)
+        except Exception as error:  # kept from Hydra, which would print its own lines
+            kept.append(error)
+            return float("nan")
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="config")(job)()
+    except (HydraException, OmegaConfBaseException):
+        raise
+    except Exception as error:
+        if begun.get() is None:
+            raise
+        complain(f"a process of the sweep was lost ({messages.brief(error)}); the same command runs what is missing")
+        return True
     finally:
         sys.argv = before
-    return 0
+    if kept:
+        raise kept[0]
+    if dry:
+        from eval.dry_run import render
+
+        print(render(dry), flush=True)  # type: ignore[arg-type]
+    return False
 
 
 if __name__ == "__main__":

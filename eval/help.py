@@ -20,7 +20,8 @@ Prunes the visual tokens of a LLaVA and measures what that costs.
   python run.py budget=64 method=divprune model=llava15_7b tasks=paper
       the same on LLaVA-1.5-7B and the paper's benchmarks (wants a GPU and a download)
 
-budget=K        visual tokens of an image that reach the language model, 1 to 576 (576: nothing is pruned)
+budget=K        visual tokens of an image that reach the language model, 1 to 576 (576: nothing is pruned);
+                LLaVA-NeXT: the total over five crops, up to 2880
 
 method=NAME     how the tokens are chosen; hyper-parameters as method.NAME=VALUE
 {method}
@@ -51,6 +52,9 @@ What is written, in OUT/MODEL/SPLIT/METHOD/BUDGET/
   config.yaml       the configuration that made it
   pictures/         the kept tokens drawn on some images
 A finished point is not run again (force=true repeats it); a killed run goes on where it was.
+
+Exit status: 0 done; 1 some point of a sweep failed or was refused, the others are reported; 2 bad input, nothing ran;
+130 interrupted. A budget that its method cannot reach on the model is listed in the report and counts as done.
 """
 
 

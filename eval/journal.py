@@ -54,5 +54,7 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Closes the file; the journal can be opened again."""
+        """Closes the file, which can be opened again; without a batch there is nothing to keep."""
         self._file.close()
+        if not self.batches:
+            self.path.unlink(missing_ok=True)

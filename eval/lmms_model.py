@@ -18,6 +18,8 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from eval.journal import Journal
+from eval.official import image_columns, image_name
+from eval.settings import embedded_names
 from eval.task_set import decode
 from models.llava import Answer, Llava
 from pruning.base import Pruner
@@ -46,6 +48,7 @@ class PrunedLlava(lmms):
         keep_logits: keep the first logits in the rows (the unpruned run, so that others can compare).
         pictured: how many images, from the first on, keep the trace of what the method did.
         screen: where the progress bar goes.
+        new_tokens: most tokens of an answer; None: what each task says.
     """
 
     is_simple = True
@@ -61,10 +64,13 @@ class PrunedLlava(lmms):
         keep_logits: bool = False,
         pictured: int = 0,
         screen: TextIO | None = None,
+        new_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.llava, self.pruner, self.batch_size, self.journal, self.name = llava, pruner, batch_size, journal, name
         self.baseline, self.keep_logits, self.pictured, self.screen = baseline, keep_logits, pictured, screen
+        self.new_tokens, self.lengths = new_tokens, dict[str, int]()  # lengths: of each task's answers, at most
+        self.embedded = frozenset(embedded_names())
         self.rows: dict[Key, Row] = {}
         self.pictured_requests: list[list[Instance]] = []  # by image
 
@@ -119,18 +125,16 @@ class PrunedLlava(lmms):
             yield from waiting
 
     def _groups(self, requests: list[Instance]) -> list[Group]:
-        """Requests by image, in order of first appearance; images are told apart by the documents' `image_id`."""
-        ids: dict[tuple[str, str], list[Any] | None] = {}
+        """Requests by image, in order of first appearance; the embedded tasks ask about the same images."""
+        ids: dict[tuple[str, str], list[str]] = {}
         groups: dict[Any, Group] = {}
         for request in requests:
             doc_id, task, split = request.args[-3:]
             if (task, split) not in ids:
-                docs = self.task_dict[task][split]
-                known = "image_id" in getattr(docs, "column_names", ())
-                ids[task, split] = list(docs["image_id"]) if known else None
-            named = ids[task, split]
-            image = ("", named[doc_id]) if named is not None else (task, doc_id)
-            options = stop_rule(request)
+                ids[task, split] = image_names(task, self.task_dict[task][split])
+            image = ("" if task in self.embedded else task, ids[task, split][doc_id])
+            options = stop_rule(request, self.new_tokens)
+            self.lengths[task] = options[0]
             groups.setdefault((image, options), Group([], options)).requests.append(request)
         return list(groups.values())
 
@@ -230,14 +234,22 @@ def key(request: Instance) -> Key:
     return request.task_name, int(request.doc_id), int(request.idx)
 
 
-def stop_rule(request: Instance) -> tuple[int, tuple[str, ...]]:
+def image_names(task: str, docs: Any) -> list[str]:
+    """The name of each document's image."""
+    columns = image_columns(task, docs.column_names)
+    named = docs.select_columns(list(columns)) if columns else [{}] * len(docs)
+    return [image_name(task, doc, number) for number, doc in enumerate(named)]
+
+
+def stop_rule(request: Instance, new_tokens: int | None = None) -> tuple[int, tuple[str, ...]]:
     """(new tokens at most, stop strings) of a request; none for a continuation to score."""
     options = request.args[1]
     if not isinstance(options, dict):
         return 0, ()
     until = options.get("until") or []
     until = (until,) if isinstance(until, str) else tuple(until)
-    return int(options.get("max_new_tokens") or DEFAULT_NEW_TOKENS), tuple(stop for stop in until if stop)
+    longest = int(new_tokens or options.get("max_new_tokens") or DEFAULT_NEW_TOKENS)
+    return longest, tuple(stop for stop in until if stop)
 
 
 def visuals(request: Instance, task_dict: dict[str, Any]) -> list[Any]:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from eval import facts
+from eval.official import extra_metrics, image_name, measure, weights
 from eval.records import LOGITS, SAMPLES
 from eval.settings import Plan
 
@@ -75,7 +76,7 @@ def tabulate(found: dict[str, Any], lm: Any) -> tuple[pd.DataFrame, np.ndarray |
                     "task": task,
                     "doc_id": int(sample["doc_id"]),
                     "question_id": str(doc.get("question_id", sample["doc_id"])),
-                    "image_id": str(image_name(task, sample)),
+                    "image_id": image_name(task, doc, int(sample["doc_id"])),
                     "type": text_or_none(doc.get("type", doc.get("category"))),
                     "pair_id": text_or_none(doc["question_id"] if task == "mme" else doc.get("pair_id")),
                     "question": sample["arguments"][0] if sample["arguments"] else "",
@@ -94,6 +95,7 @@ def tabulate(found: dict[str, Any], lm: Any) -> tuple[pd.DataFrame, np.ndarray |
     table = pd.DataFrame(rows)
     table["output_kl"] = table["output_kl"].astype("float64")
     table["visual_tokens"] = table["visual_tokens"].astype("float64")
+    table["weight"] = np.concatenate([weights(str(t), rows["type"]) for t, rows in table.groupby("task", sort=False)])
     return table, stack(logits)
 
 
@@ -102,15 +104,6 @@ def stack(rows: list[np.ndarray]) -> np.ndarray | None:
     width = max((len(row) for row in rows), default=0)
     blank = np.full(width, np.nan, np.float16)
     return np.stack([row if len(row) else blank for row in rows]) if width else None
-
-
-def image_name(task: str, sample: dict[str, Any]) -> Any:
-    """What tells images apart in a task's documents; the document itself where nothing does."""
-    doc = sample["doc"]
-    for name in ("image_id", "imageId", "image_source", *(["question_id"] if task == "mme" else [])):
-        if doc.get(name) is not None:
-            return doc[name]
-    return f"{task}-{sample['doc_id']}"
 
 
 def text_or_none(value: Any) -> str | None:
@@ -138,11 +131,13 @@ def summarise(plan: Plan, found: dict[str, Any], samples: pd.DataFrame) -> dict[
     for task, rows in samples.groupby("task", sort=False):
         drawn = percent(resample(tally_frame(rows.assign(task="")), seed=plan.seed))
         given = {k.split(",")[0]: v for k, v in found["results"][task].items() if "," in k and "_stderr" not in k}
+        numbers = {name: float(v) for name, v in given.items() if isinstance(v, int | float | np.floating)}
         tasks[str(task)] = {
             "n": len(rows),
             "score": task_score(rows),
             "stderr": float(np.nanstd(drawn)),
-            "metrics": {name: float(v) for name, v in given.items() if isinstance(v, int | float | np.floating)},
+            "measure": measure(str(task)),
+            "metrics": numbers | extra_metrics(str(task), rows, numbers),
         }
     names = [name for name in samples if name.startswith("shift_")]
     mean = samples[names].mean()
@@ -202,10 +197,12 @@ def draw(folder: Path, plan: Plan, lm: Any, samples: pd.DataFrame, baseline: Res
 
 
 def as_seen(llava: Any, image: Any) -> Any:
-    """The picture as the tower sees it (resized, cropped or padded), so that the patch grid covers it."""
+    """The picture as the tower sees it (LLaVA-NeXT: its base crop), so that the patch grid covers it."""
     from PIL import Image
 
     processor = llava.processor.image_processor
-    pixels = llava.pixels([image])[0].float().cpu().permute(1, 2, 0).numpy()  # (H, W, 3) normalised
+    seen = llava.pixels([image])
+    first = seen.crops[0][0] if hasattr(seen, "crops") else seen[0]
+    pixels = first.float().cpu().permute(1, 2, 0).numpy()  # (H, W, 3) normalised
     values = pixels * np.asarray(processor.image_std) + np.asarray(processor.image_mean)
     return Image.fromarray((255 * values).round().clip(0, 255).astype(np.uint8))

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import sys
+import traceback
 from collections import Counter
 from pathlib import Path
 from time import perf_counter
@@ -18,9 +19,10 @@ import pandas as pd
 
 from eval import facts
 from eval.journal import Journal
+from eval.needs import make_pruner
 from eval.outcome import Result, fill, header, lookup, summarise, tabulate
 from eval.records import SAMPLES, Record, disk_errors
-from eval.settings import Plan, embedded_names, short_hash, visual_tokens
+from eval.settings import Plan, embedded_names, portable, short_hash
 from pruning.errors import InputError
 
 log = logging.getLogger("dcp_prune")
@@ -34,10 +36,10 @@ def run(plan: Plan) -> Result:
     """
     record = Record(plan)
     if plan.force or not record.finished():
-        pruner = make_pruner(plan)  # a bad hyper-parameter ends here, before the model is loaded
+        pruner = make_pruner(plan)  # a bad hyper-parameter or budget ends here, before the model is loaded
         if plan.method != "vanilla":
             llava = load_model(plan)
-            pruner.keeps(llava.visual_tokens)
+            check_reach(pruner, llava)
             llava.expect(pruner)
     if plan.method == "vanilla":
         return ensure(plan, None)
@@ -45,9 +47,16 @@ def run(plan: Plan) -> Result:
     return ensure(plan, ensure(plan.vanilla(full), None))
 
 
+def check_reach(pruner: Any, llava: Any) -> None:
+    """Raises InputError for a budget above what the model has, OutOfReach below what the method can meet on it."""
+    pruner.keeps(llava.visual_tokens)
+    if pruner.inside_language_model:
+        pruner.plan(llava.model.config.text_config.num_hidden_layers, llava.visual_tokens)
+
+
 def full_budget(plan: Plan) -> int:
-    """The model's number of visual tokens, from its config.json where that is at hand."""
-    return visual_tokens(plan.path) or load_model(plan).visual_tokens
+    """The model's number of visual tokens, from its configuration where that is at hand."""
+    return plan.shape.visual_tokens if plan.shape is not None else load_model(plan).visual_tokens
 
 
 def ensure(plan: Plan, baseline: Result | None) -> Result:
@@ -56,6 +65,7 @@ def ensure(plan: Plan, baseline: Result | None) -> Result:
     with record.lock(log.info):
         if not plan.force and record.finished():
             log.info("%s is finished; force=true repeats it", plan.folder)
+            record.forget_journal()  # of a process that was killed right after its last step
             return Result(plan, plan.folder, *read(plan.folder), baseline, fresh=False)
         if plan.method == "vanilla" and plan.pictures == 0:
             log.info("running the unpruned model first, as the baseline")
@@ -68,13 +78,21 @@ def read(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     return json.loads((folder / "metrics.json").read_text()), pd.read_parquet(folder / SAMPLES)
 
 
-def fail(plan: Plan, reason: str) -> None:
-    """Records that a point has failed, unless a finished record is there."""
+def fail(plan: Plan, reason: str, status: str = "failed", error: BaseException | None = None) -> None:
+    """Records that a point has no result and why, unless a finished record is there; a traceback where it broke.
+
+    What stands in the way of the record is left to the line that said why the point failed.
+    """
     record = Record(plan)
-    with record.lock(log.info):
+
+    def tell(folder: Path) -> None:
+        if status == "failed" and error is not None:
+            (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
+
+    with contextlib.suppress(InputError, OSError), record.lock(log.info):
         old = record.read()
         if old is None or old.get("status") != "finished":
-            record.write(header(plan) | {"status": "failed", "reason": reason})
+            record.write(header(plan) | {"status": status, "reason": reason}, tell)
 
 
 # --- the model -------------------------------------------------------------------------------------------
@@ -85,28 +103,20 @@ def load_model(plan: Plan) -> Any:
 
         if not torch.cuda.is_available():
             raise InputError("device=cuda, but torch sees no GPU here; use device=cpu or device=auto")
-    return _load(plan.path, plan.prompt, plan.dtype, plan.device, plan.cache_mb)
+    options = tuple(sorted(plan.options.items()))
+    return _load(plan.path, plan.prompt, plan.dtype, plan.device, plan.cache_mb, options)
 
 
 @functools.lru_cache(maxsize=1)
-def _load(path: str, prompt: str, dtype: str, device: str, cache_mb: int) -> Any:
+def _load(
+    path: str, prompt: str, dtype: str, device: str, cache_mb: int, options: tuple[tuple[str, Any], ...]
+) -> Any:
     from transformers.utils.logging import disable_progress_bar
 
     from models.load import load
 
     disable_progress_bar()
-    return load(path, prompt, dtype, device, cache_bytes=cache_mb * 2**20)
-
-
-def make_pruner(plan: Plan) -> Any:
-    """The method with its hyper-parameters.
-
-    Raises:
-        InputError: a value that the method refuses.
-    """
-    from pruning.registry import load
-
-    return load(plan.method, plan.budget, **plan.parameters)
+    return load(path, prompt, dtype, device, cache_bytes=cache_mb * 2**20, **dict(options))
 
 
 def auto_batch(llava: Any, questions: int) -> int:
@@ -149,11 +159,12 @@ def evaluate(plan: Plan, record: Record, baseline: Result | None) -> tuple[dict[
         keep_logits=plan.method == "vanilla",
         pictured=plan.pictures,
         screen=sys.stderr,
+        new_tokens=plan.protocol.get("max_new_tokens"),
     )
     ready = perf_counter()
     try:
         with disk_errors(record.folder):
-            found = ask(lm, tasks, plan)
+            found = ask(lm, tasks, plan, record.partial)
     finally:
         journal.close()
     asked = perf_counter()
@@ -163,11 +174,28 @@ def evaluate(plan: Plan, record: Record, baseline: Result | None) -> tuple[dict[
     seconds["lmms-eval and rest"] = max(0.0, asked - ready - known)
     metrics = summarise(plan, found, samples) | {
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "protocol": protocol(plan, lm),
         "peak_memory_mb": round(facts.peak_memory_mb(), 1),
     }
     record.write(metrics, lambda folder: fill(folder, plan, lm, samples, logits, baseline))
     record.forget_journal()
     return metrics, samples
+
+
+def protocol(plan: Plan, lm: Any) -> dict[str, Any]:
+    """How the questions were asked: decoding, longest answers, picture and packing switches, text features."""
+    text = None
+    if lm.pruner.reads_question:
+        clip = plan.options.get("clip_text")
+        text = f"CLIP text tower of {portable(clip)}" if clip else "input embeddings of the language model"
+    switches = {name: value for name, value in plan.options.items() if name != "clip_text"}
+    return {"decoding": "greedy", "max_new_tokens": lm.lengths, **switches, **ocr(plan), "text_features": text}
+
+
+def ocr(plan: Plan) -> dict[str, bool]:
+    """Whether TextVQA's questions carried OCR tokens, where TextVQA was asked."""
+    asked = any(task.startswith("textvqa") for task in plan.tasks)
+    return {"ocr": bool(plan.protocol.get("ocr"))} if asked else {}
 
 
 def open_journal(plan: Plan, record: Record) -> Journal:
@@ -187,7 +215,7 @@ def load_tasks(plan: Plan) -> tuple[Any, ...]:
     from eval import task_set
 
     with contextlib.redirect_stderr(io.StringIO()):
-        return task_set.load_tasks(plan.tasks, plan.split, plan.data_dir, plan.limit)
+        return task_set.load_tasks(plan.tasks, plan.split, plan.data_dir, plan.limit, plan.protocol.get("ocr"))
 
 
 def quiet() -> None:
@@ -199,12 +227,12 @@ def quiet() -> None:
     datasets.disable_progress_bars()
 
 
-def ask(lm: Any, tasks: tuple[Any, ...], plan: Plan) -> dict[str, Any]:
-    """lmms-eval's own evaluation of our model."""
+def ask(lm: Any, tasks: tuple[Any, ...], plan: Plan, scratch: Path) -> dict[str, Any]:
+    """lmms-eval's own evaluation of our model; files that tasks write for a leaderboard go to `scratch`."""
     from lmms_eval.evaluator import simple_evaluate
 
     own = set(plan.tasks) <= set(embedded_names())
-    paths = SimpleNamespace(output_path=str(plan.out), process_with_media=False)
+    paths = SimpleNamespace(output_path=str(scratch), process_with_media=False)
     with contextlib.redirect_stderr(io.StringIO()):  # its own bars; ours was given the screen before
         return simple_evaluate(
             model=lm,

@@ -8,9 +8,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -24,12 +24,13 @@ class Record:
     """The folder of one point.
 
     While the point runs, `.<budget>.partial/` beside it holds the lock and the journal. The finished record is
-    written to `.<budget>.new/` and renamed.
+    written to `.<budget>.new/` and renamed; one that it replaces is `.<budget>.old/` for that moment.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.folder = plan, plan.folder
         self.partial = self.folder.parent / f".{self.folder.name}.partial"
+        self.fresh, self.old = (self.folder.parent / f".{self.folder.name}.{name}" for name in ("new", "old"))
         self.journal = self.partial / "journal.jsonl"
 
     def read(self) -> dict[str, Any] | None:
@@ -67,16 +68,13 @@ class Record:
 
     @contextmanager
     def lock(self, wait: Callable[[str], None]) -> Iterator[None]:
-        """One process a point: others wait until it is done."""
-        with disk_errors(self.folder):
-            self.partial.mkdir(parents=True, exist_ok=True)
-            handle = (self.partial / "lock").open("w")
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                wait(f"another process runs {self.folder}; waiting for it")
-                fcntl.flock(handle, fcntl.LOCK_EX)
+        """One process a point: others wait until it is done. What a killed process left is put right first.
+
+        Raises:
+            InputError: the folder cannot be written, or its file system has no locks.
+        """
+        with self._locked(wait):
+            self._tidy()
             try:
                 yield
             finally:
@@ -84,14 +82,42 @@ class Record:
                     shutil.rmtree(self.partial, ignore_errors=True)
                     remove_empty(self.folder.parent, self.plan.out)
 
+    def _locked(self, wait: Callable[[str], None]) -> TextIO:
+        """The open lock file; closing it gives the lock back."""
+        file = self.partial / "lock"
+        while True:
+            with disk_errors(self.folder):
+                try:
+                    self.partial.mkdir(parents=True, exist_ok=True)
+                    handle = file.open("w")
+                except (FileNotFoundError, FileExistsError):  # another process was done and removed it under us
+                    if self.partial.is_file():
+                        raise
+                    continue
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    wait(f"another process runs {self.folder}; waiting for it")
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(file.stat(), os.fstat(handle.fileno())):
+                    return handle
+            handle.close()  # the file that we waited for is gone: whoever comes now would lock another one
+
+    def _tidy(self) -> None:
+        """A record that was being replaced comes back where the new one was not in its place yet."""
+        if self.old.exists() and not self.folder.exists():
+            self.old.rename(self.folder)
+        for half in (self.old, self.fresh):
+            shutil.rmtree(half, ignore_errors=True)
+
     def write(self, metrics: Mapping[str, Any], fill: Callable[[Path], None] = lambda folder: None) -> None:
         """Replaces the record; `fill` writes everything but the metrics and the configuration.
 
         Raises:
             InputError: the disk is full or not writable; nothing is left of the new record.
         """
-        fresh = self.folder.parent / f".{self.folder.name}.new"
-        old = self.folder.parent / f".{self.folder.name}.old"
+        fresh, old = self.fresh, self.old
         shutil.rmtree(fresh, ignore_errors=True)
         try:
             with disk_errors(self.folder):
@@ -138,6 +164,8 @@ def disk_errors(folder: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
             raise InputError(f"cannot write '{folder}': {error.strerror}; choose another out=") from error
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise InputError(f"no file locks on the disk of '{folder}'; choose another out=") from error
         raise
 
 

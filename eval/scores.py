@@ -1,7 +1,9 @@
 """From answers to task scores, and from task scores to the paper's Avg %.
 
 A task's score is a percentage: 100 * mean(score), or, for questions that come in pairs (MME), 50 * (accuracy +
-accuracy_plus), where accuracy_plus counts the pairs with every question right. Everything a score needs is summed
+accuracy_plus), where accuracy_plus counts the pairs with every question right. Questions may have weights: those of
+MME make its score the mean over categories, which is the benchmark's own total (perception + cognition) in percent of
+the most that can be had; a ratio of two such scores is the ratio of the totals. Everything a score needs is summed
 image by image first (`tally`), so that a bootstrap over images never touches the questions again.
 """
 
@@ -50,7 +52,9 @@ def percent(totals: np.ndarray) -> np.ndarray:
     return 100 * np.where(totals[..., PAIRS] > 0, (accuracy + plus) / 2, accuracy)
 
 
-def tally(score: np.ndarray, image: np.ndarray, task: np.ndarray, pair: np.ndarray) -> np.ndarray:
+def tally(
+    score: np.ndarray, image: np.ndarray, task: np.ndarray, pair: np.ndarray, weight: np.ndarray | None = None
+) -> np.ndarray:
     """What scores are made of, summed per image.
 
     Args:
@@ -58,6 +62,7 @@ def tally(score: np.ndarray, image: np.ndarray, task: np.ndarray, pair: np.ndarr
         image: (Q,) image number, 0..I-1.
         task: (Q,) task number, 0..T-1.
         pair: (Q,) pair number, 0.. ; -1 for a question without a partner. A pair lies in one image and one task.
+        weight: (Q,) weights of mean 1 over a task; equal ones in a pair. None: all alike.
 
     Returns:
         (I, P, T, 4) float64: right answers, questions, pairs with all right, pairs.
@@ -67,15 +72,18 @@ def tally(score: np.ndarray, image: np.ndarray, task: np.ndarray, pair: np.ndarr
     paired = pair >= 0
     at = np.zeros(int(pair.max(initial=-1)) + 1, np.int64)
     at[pair[paired]] = cell[paired]
+    weight = np.ones(len(image)) if weight is None else weight
+    weight_of_pair = np.zeros(len(at))
+    weight_of_pair[pair[paired]] = weight[paired]
     out = np.zeros((images, len(score), tasks, 4))
     for p, row in enumerate(score):
         asked, right = ~np.isnan(row), np.nan_to_num(row)
-        parts = [(cell, right), (cell, asked)]
+        parts = [(cell, weight * right), (cell, weight * asked)]
         whole = np.bincount(pair[paired], asked[paired], len(at)) > 0
         wrong = np.bincount(pair[paired], (asked & (row < 1))[paired], len(at)) > 0
-        parts += [(at, whole & ~wrong), (at, whole)]
-        for column, (where, weight) in enumerate(parts):
-            out[:, p, :, column] = np.bincount(where, weight, images * tasks).reshape(images, tasks)
+        parts += [(at, weight_of_pair * (whole & ~wrong)), (at, weight_of_pair * whole)]
+        for column, (where, amount) in enumerate(parts):
+            out[:, p, :, column] = np.bincount(where, amount, images * tasks).reshape(images, tasks)
     return out
 
 
@@ -104,15 +112,16 @@ def tally_frame(*tables: pd.DataFrame) -> np.ndarray:
     return tally(np.stack(score), *codes(first))
 
 
-def codes(questions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image, task and pair numbers (Q,) of questions with columns image_id, task and, maybe, pair_id."""
+def codes(questions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Image, task, pair numbers and weights (Q,) of questions: columns image_id, task, maybe pair_id and weight."""
     image = pd.factorize(questions["image_id"], sort=True)[0]
     task = pd.factorize(questions["task"], sort=True)[0]
+    weight = questions["weight"].to_numpy(np.float64) if "weight" in questions else np.ones(len(questions))
     if "pair_id" not in questions or questions["pair_id"].isna().all():
-        return image, task, np.full(len(questions), -1)
+        return image, task, np.full(len(questions), -1), weight
     name = pd.factorize(questions["pair_id"])[0]  # -1 where there is none
     whole = pd.factorize((name.astype(np.int64) * (task.max() + 1) + task) * (image.max() + 1) + image)[0]
-    return image, task, np.where(name < 0, -1, whole)
+    return image, task, np.where(name < 0, -1, whole), weight
 
 
 def clean(score: pd.Series) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from models.shape import Shape, read_shape
 from pruning.errors import InputError, one_of
 from pruning.registry import CONFIGS as METHODS
 
@@ -26,7 +27,12 @@ class ModelConfig:
 
     name: str = MISSING
     path: str = MISSING
+    published: str | None = None
     prompt: str = MISSING
+    image_protocol: str | None = None
+    newline: str | None = None
+    unpad: bool | None = None
+    clip_text: str | None = None
     cache_mb: int = 768
 
 
@@ -37,6 +43,8 @@ class TasksConfig:
     names: list[str] = MISSING
     split: str = "test"
     data_dir: str | None = None
+    max_new_tokens: int | None = None
+    ocr: bool | None = None
 
 
 @dataclass
@@ -82,6 +90,9 @@ class Plan:
     out: Path
     force: bool
     tracking: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)  # of models.load.load: image_protocol ... where given
+    protocol: dict[str, Any] = field(default_factory=dict)  # of the tasks: max_new_tokens, ocr where given
+    shape: Shape | None = None  # the model's sizes, where they can be known before it is loaded
 
     @property
     def subset(self) -> str:
@@ -108,26 +119,32 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """Everything that decides the numbers; no paths of the machine."""
         return {
-            "model": {"name": self.model, "path": self.portable_path, "prompt": self.prompt},
+            "model": {
+                "name": self.model,
+                "path": portable(self.path),
+                "prompt": self.prompt,
+                **{name: portable(value) for name, value in self.options.items()},
+            },
             "method": {"name": self.method, **self.parameters},
             "budget": self.budget,
-            "tasks": {"names": list(self.tasks), "split": self.split, "own_data": self.data_dir is not None},
+            "tasks": {"names": list(self.tasks), "split": self.split, "own_data": self.data_dir is not None}
+            | self.protocol,
             "limit": self.limit,
             "seed": self.seed,
             "dtype": self.dtype,
         }
 
-    @property
-    def portable_path(self) -> str:
-        """The model's path without the machine's part: relative to the repository, else its last name."""
-        path = Path(self.path)
-        if not path.is_absolute():
-            return self.path
-        return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
-
     def vanilla(self, full: int) -> Plan:
         """The unpruned point of the same model, tasks and images."""
         return replace(self, method="vanilla", parameters={}, budget=full, force=False, pictures=0)
+
+
+def portable(value: Any) -> Any:
+    """A path without the machine's part: relative to the repository, else its last name; other values as they are."""
+    path = Path(value) if isinstance(value, str) else None
+    if path is None or not path.is_absolute():
+        return value
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
 
 
 def method_defaults(name: str) -> dict[str, Any]:
@@ -165,25 +182,30 @@ def check(config: DictConfig, method: str) -> Plan:
         raise InputError(f"batch_size must be auto or at least 1 image, got {c.batch_size}")
     one_of("dtype", c.dtype, DTYPES)
     one_of("device", c.device, DEVICES)
-    path = Path(c.model.path).expanduser()
-    path = str(ROOT / path) if (ROOT / path).exists() else str(path) if path.exists() else c.model.path
+    path = found(c.model.path)
     check_model(path)
-    full = visual_tokens(path)
+    shape = read_shape(path, c.model.published)
+    options = model_options(c.model, shape)
+    full = shape and shape.visual_tokens
     if c.budget < 1 or (full is not None and c.budget > full):
         top = full or "the model's number of visual tokens"
         raise InputError(f"budget must be between 1 and {top}, got {c.budget}")
     parameters = check_parameters(method, OmegaConf.to_container(config.method, resolve=True))
-    budget = full if method == "vanilla" and full is not None else c.budget
-    check_tasks(c.tasks)
+    fixed = {"vanilla": full, "blank": 0}  # controls that ignore the budget: one point of a sweep, not many
+    budget = c.budget if fixed.get(method) is None else fixed[method]
+    check_tasks(c.tasks, c.limit)
     return Plan(
         model=c.model.name,
         path=path,
         prompt=c.model.prompt,
+        options=options,
+        shape=shape,
         cache_mb=c.model.cache_mb,
         method=method,
         parameters=parameters,
         budget=budget,
         tasks=tuple(c.tasks.names),
+        protocol={name: c.tasks[name] for name in ("max_new_tokens", "ocr") if c.tasks[name] is not None},
         split=c.tasks.split,
         data_dir=None if c.tasks.data_dir is None else str(Path(c.tasks.data_dir).expanduser().resolve()),
         limit=c.limit,
@@ -198,6 +220,38 @@ def check(config: DictConfig, method: str) -> Plan:
     )
 
 
+def found(path: str) -> str:
+    """A folder of the repository or of the machine as an absolute or given path; a hub name as it is."""
+    here = Path(path).expanduser()
+    return str(ROOT / here) if (ROOT / here).exists() else str(here) if here.exists() else path
+
+
+def model_options(model: ModelConfig, shape: Shape | None) -> dict[str, Any]:
+    """Arguments of `models.load.load` that are given, and the defaults of LLaVA-NeXT.
+
+    Raises:
+        InputError: a switch that this model does not have.
+    """
+    values = {name: model[name] for name in ("image_protocol", "newline", "unpad", "clip_text")}  # type: ignore[index]
+    if values["newline"] is not None:
+        one_of("model.newline", values["newline"], ("keep", "drop"))
+    if values["image_protocol"] is not None:
+        one_of("model.image_protocol", values["image_protocol"], ("pad", "crop"))
+    if values["clip_text"] is not None:
+        values["clip_text"] = found(values["clip_text"])
+    cuts = shape is not None and shape.crops > 1
+    if cuts and values["image_protocol"] is not None:
+        raise InputError("model.image_protocol is a choice for LLaVA-1.5; LLaVA-NeXT cuts crops of its own; use null")
+    if cuts:
+        values["newline"] = values["newline"] or "drop"
+        values["unpad"] = True if values["unpad"] is None else values["unpad"]
+    elif shape is not None:
+        wrong = [name for name in ("newline", "unpad") if values[name] is not None]
+        if wrong:
+            raise InputError(f"model.{wrong[0]} is a choice for LLaVA-NeXT; this model cuts no crops; use null")
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def check_parameters(method: str, given: Any) -> dict[str, Any]:
     """A method's hyper-parameters, where numbers are numbers as in its YAML."""
     values = {key: value for key, value in given.items() if key not in ("_target_", "budget")}
@@ -209,14 +263,20 @@ def check_parameters(method: str, given: Any) -> dict[str, Any]:
     return values
 
 
-def check_tasks(tasks: TasksConfig) -> None:
-    """Raises InputError for unknown tasks, and for embedded data that is not there."""
+def check_tasks(tasks: TasksConfig, limit: int | None) -> None:
+    """Raises InputError for unknown tasks, embedded data that is not there, half a pair of MME's questions."""
     own = embedded_names()
+    if tasks.max_new_tokens is not None and tasks.max_new_tokens < 1:
+        raise InputError(f"tasks.max_new_tokens must be at least 1 (or null), got {tasks.max_new_tokens}")
+    if "mme" in tasks.names and limit is not None and limit % 2:
+        raise InputError(f"limit must be even for mme, whose questions come in pairs, got {limit}")
     if not tasks.names:
         raise InputError(f"tasks.names is empty; name at least one of {', '.join(own)}")
     for name in tasks.names:
         if name not in own:
-            known = [*own, *official_names()]
+            from eval.official import names
+
+            known = [*own, *names()]
             if name not in known:
                 raise InputError(f"unknown task '{name}'{did_you_mean(name, known)}")
     if set(tasks.names) & set(own):
@@ -237,31 +297,6 @@ def embedded_names() -> list[str]:
     return sorted(path.stem for path in TASKS.glob("*.yaml"))
 
 
-def official_names() -> list[str]:
-    """Task and group names of lmms-eval, read from its files without importing it."""
-    import re
-    from importlib.util import find_spec
-
-    spec = find_spec("lmms_eval")
-    assert spec is not None and spec.submodule_search_locations
-    folder = Path(spec.submodule_search_locations[0]) / "tasks"
-    named = re.compile(r"^(?:task|group): *[\"']?([\w.-]+)", re.M)
-    return sorted(
-        {name for path in folder.rglob("*.yaml") for name in named.findall(path.read_text(errors="replace"))}
-    )
-
-
-def visual_tokens(path: str) -> int | None:
-    """Patches of one image by the model's config.json; None where the model is not on this machine yet."""
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        return None
-    vision = json.loads(file.read_text()).get("vision_config", {})
-    if "image_size" not in vision or "patch_size" not in vision:
-        return None
-    return (vision["image_size"] // vision["patch_size"]) ** 2
-
-
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean a or b?`, or the command that lists the choices."""
     near = difflib.get_close_matches(name, list(known), 3, 0.5)
@@ -270,6 +305,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def public(plan: Plan) -> dict[str, Any]:
     """The resolved configuration for the record, without paths of the machine."""
-    hidden = ("path", "data_dir", "out", "force", "tracking")
+    hidden = ("path", "options", "shape", "protocol", "data_dir", "out", "force", "tracking")
     values = {key: value for key, value in asdict(plan).items() if key not in hidden}
-    return {**values, "tasks": list(plan.tasks), "path": plan.portable_path, "own_data": plan.data_dir is not None}
+    switches = {name: portable(value) for name, value in {**plan.options, **plan.protocol}.items()}
+    own = plan.data_dir is not None
+    return {**values, **switches, "tasks": list(plan.tasks), "path": portable(plan.path), "own_data": own}

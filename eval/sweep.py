@@ -18,6 +18,7 @@ from eval.statistics import resample
 
 VANILLA = "vanilla"
 KEYS = ["task", "doc_id"]
+QUESTION = [*KEYS, "image_id", "pair_id", "weight"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Sweep:
     model: str
     split: str
     points: list[Point]  # the unpruned model first, then by label and falling budget
-    questions: pd.DataFrame  # Q rows: task, doc_id, image_id, pair_id
+    questions: pd.DataFrame  # Q rows: task, doc_id, image_id, pair_id, weight
     score: np.ndarray  # (P, Q) float64 0..1; NaN: not asked; a failed sample counts 0
     shift: dict[str, np.ndarray]  # metric -> (P, Q) float32, NaN where it was not recorded
 
@@ -167,11 +168,11 @@ def read_group(root: Path, points: list[Point]) -> tuple[Sweep | None, list[Fail
             name = point.folder.relative_to(root).as_posix()
             failures.append(Failure(name, f"samples.parquet cannot be read: {str(error).splitlines()[0]}"))
             continue
-        asked = table[[*KEYS, "image_id", "pair_id"]]
+        asked = table[QUESTION]
         if questions is None or not asked[KEYS].equals(questions[KEYS]):
             questions = asked if questions is None else merge(questions, asked)
         else:
-            table = table.drop(columns=[*KEYS, "image_id", "pair_id"])  # same order: nothing to align later
+            table = table.drop(columns=QUESTION)  # same order: nothing to align later
         tables.append(table)
         kept.append(point)
     if questions is None:
@@ -181,18 +182,20 @@ def read_group(root: Path, points: list[Point]) -> tuple[Sweep | None, list[Fail
 
 
 def read_samples(point: Point) -> pd.DataFrame:
-    """task, doc_id, image_id, pair_id, score (float64, a failed sample 0) and the shift columns of one point."""
+    """task, doc_id, image_id, pair_id, weight, score (float64, a failed sample 0), shift columns of one point."""
     file = point.folder / "samples.parquet"
     names = pq.read_schema(file).names
     shifts = [name for name in names if name.startswith("shift_") or name == "output_kl"]
-    wanted = [*KEYS, "image_id", "score", *shifts] + ["pair_id"] * ("pair_id" in names)
+    wanted = [*KEYS, "image_id", "score", *shifts, *({"pair_id", "weight"} & set(names))]
     table = pq.read_table(file, columns=wanted).to_pandas()
     if "pair_id" not in table:
         table["pair_id"] = None
+    if "weight" not in table:
+        table["weight"] = 1.0
     if table.duplicated(KEYS).any():
         raise ValueError("a question appears twice")
     table["score"] = table["score"].to_numpy(np.float64, na_value=0.0)
-    return table[[*KEYS, "image_id", "pair_id", "score", *shifts]].astype(dict.fromkeys(shifts, "float32"))
+    return table[[*QUESTION, "score", *shifts]].astype(dict.fromkeys(shifts, "float32"))
 
 
 def merge(questions: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
@@ -204,7 +207,7 @@ def aligned(points: list[Point], tables: list[pd.DataFrame], questions: pd.DataF
     """The sweep on `order`, the union of questions sorted by task and document."""
     index = pd.MultiIndex.from_frame(order[KEYS])
     places = order.index.to_numpy()  # of the sorted questions in the union
-    columns = sorted({name for table in tables for name in table.columns} - {*KEYS, "image_id", "pair_id"})
+    columns = sorted({name for table in tables for name in table.columns} - set(QUESTION))
     values = {name: np.full((len(tables), len(order)), np.nan, np.float32) for name in columns if name != "score"}
     values["score"] = np.full((len(tables), len(order)), np.nan)
     for p, table in enumerate(tables):

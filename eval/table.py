@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from eval.official import in_words
 from eval.outcome import Result
 from eval.scores import average_percent
 from eval.statistics import score_interval
@@ -46,6 +47,8 @@ def facts(result: Result) -> list[str]:
     if metrics["failed"]:
         reasons = result.samples["failed"].dropna().value_counts()
         out.append(f"failed         {metrics['failed']} questions, counted as wrong; most often: {reasons.index[0]}")
+    shown = {task: in_words(task, values["metrics"]) for task, values in metrics["tasks"].items()}
+    out += [f"{task:<15}{words}" for task, words in shown.items() if words]
     out.append(f"record         {result.folder}")
     pictures = result.folder / "pictures"
     if pictures.is_dir() and any(pictures.iterdir()):

@@ -39,7 +39,7 @@ def summary(sweep: Sweep) -> pd.DataFrame:
             mine = hard if task == AVERAGE else hard & (sweep.questions["task"] == task).to_numpy()
             rows.append({
                 **same, "method": point.label, "budget": point.budget, "task": task,
-                "n": int(count[p].sum() if task == AVERAGE else count[p, t]),
+                "n": round(float(count[p].sum() if task == AVERAGE else count[p, t])),
                 "failed": int(point.facts.get("failed") or 0) if task == AVERAGE else None,
                 "score": scores[p, t], **named("", interval(draws[:, p, t])),
                 "ratio": ratio[p, t], **named("ratio_", interval(ratios[:, p, t])),

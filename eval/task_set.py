@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageFile
 
+from eval import official
 from eval.settings import TASKS, data_folder, embedded_names
 from pruning.errors import InputError
 
@@ -68,8 +69,13 @@ def decode(images: list[Any]) -> Image.Image:
 
 
 @functools.lru_cache(maxsize=4)
-def load_tasks(names: tuple[str, ...], split: str, data_dir: str | None, limit: int | None) -> tuple[Any, ...]:
+def load_tasks(
+    names: tuple[str, ...], split: str, data_dir: str | None, limit: int | None, ocr: bool | None = None
+) -> tuple[Any, ...]:
     """lmms-eval task objects; loaded once for all points of a sweep.
+
+    Args:
+        ocr: whether TextVQA's questions carry OCR tokens; None leaves the task alone.
 
     Raises:
         InputError: a data set that cannot be read (with the reason), or that is not on this machine while offline.
@@ -77,15 +83,23 @@ def load_tasks(names: tuple[str, ...], split: str, data_dir: str | None, limit: 
     from lmms_eval.tasks import TaskManager, get_task_dict
 
     own = set(embedded_names())
-    manager = TaskManager("ERROR", include_path=str(TASKS), include_defaults=bool(set(names) - own))
+    folders = {official.source(name) and str(official.source(name).folder) for name in set(names) - own}
+    manager = TaskManager(  # all of lmms-eval's tasks take four seconds to read: only for its groups
+        "ERROR", include_path=[str(TASKS), *filter(None, folders)], include_defaults=None in folders
+    )
     loaded = []
     for name in names:
         if name in own and not asks(name, split, data_dir, limit):
             log.info("%s asks nothing about the first %s images; left out", name, limit)
             continue
-        spec = embedded(name, split, data_dir, limit) if name in own else official(name, data_dir)
+        spec = embedded(name, split, data_dir, limit) if name in own else official.spec(name, data_dir, ocr)
         try:
-            loaded += flat(get_task_dict([spec], manager))
+            found = flat(get_task_dict([spec], manager))
+            for task in found:
+                check_columns(task, ocr)
+            loaded += found
+        except InputError:
+            raise
         except Exception as error:  # lmms-eval wraps what went wrong in a RetryError
             attempt = getattr(error, "last_attempt", None)
             reason = attempt.exception() if attempt is not None else error
@@ -94,6 +108,15 @@ def load_tasks(names: tuple[str, ...], split: str, data_dir: str | None, limit: 
     if not loaded:
         raise InputError(f"no question about the first {limit} images; raise limit")
     return tuple(loaded)
+
+
+def check_columns(task: Any, ocr: bool | None) -> None:
+    """Raises InputError where a task's data lack what its prompts need."""
+    wanted = {"question"} | ({"ocr_tokens"} if ocr and task.config.task.startswith("textvqa") else set())
+    missing = wanted - set(task.eval_docs.column_names)
+    if missing and task.config.task in official.COUNTS:
+        hint = "; set tasks.ocr=false to ask without" if "ocr_tokens" in missing else ""
+        raise InputError(f"the data of task '{task.config.task}' have no column '{min(missing)}'{hint}")
 
 
 def asks(name: str, split: str, data_dir: str | None, limit: int | None) -> bool:
@@ -124,16 +147,3 @@ def embedded(name: str, split: str, data_dir: str | None, limit: int | None) -> 
 
 
 image_store = functools.lru_cache(maxsize=2)(ImageStore)
-
-
-def official(name: str, data_dir: str | None) -> dict[str, Any] | str:
-    """Task spec of an lmms-eval task, on local parquet files of its own schema where `data_dir` is given."""
-    if data_dir is None:
-        return name
-    files = sorted(str(path) for path in (Path(data_dir) / name).glob("*.parquet"))
-    if not files:
-        raise InputError(f"no parquet files for task '{name}' in '{Path(data_dir) / name}'")
-    split = "testdev" if name == "gqa" else "validation" if name.endswith("_val") else "test"
-    spec = {"task": name, "dataset_path": "parquet", "dataset_name": None}
-    spec["dataset_kwargs"] = {"data_files": {split: files}}
-    return {**spec, "process_docs": None} if name == "gqa" else spec

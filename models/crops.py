@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.shape import crop_share
 from models.vision_tower import VisionTower, fingerprint
 from pruning.base import Pruner
 from pruning.errors import InputError
@@ -110,13 +111,7 @@ class Crops:
         keep = pruner.keeps(self.total)
         if keep == self.total:
             return None
-        if keep % self.most:
-            near = sorted({max(1, keep // self.most) * self.most, -(-keep // self.most) * self.most})
-            raise InputError(
-                f"budget is the total over {self.most} crops and must be divisible by {self.most}, got {keep}; "
-                f"the nearest {'is' if len(near) == 1 else 'are'} {' and '.join(map(str, near))}"
-            )
-        return replace(pruner, budget=max(1, keep // self.most))
+        return replace(pruner, budget=max(1, crop_share(keep, self.most)))
 
     def count(self, size: tuple[int, int], pruner: Pruner) -> int:
         """Tokens of an image of `size` that reach the language model, newlines included."""

@@ -36,7 +36,7 @@ def load(
         device: `cpu`, `cuda`; `auto` takes the GPU where there is one.
         image_protocol: LLaVA-1.5 only. `pad` to a square with the mean colour (LLaVA's own evaluation) or `crop`
             its centre (the processor of the llava-hf checkpoints); None leaves the saved processor alone.
-        clip_text: folder or hub name of the CLIP whose text tower text-aware methods read (`models.text`).
+        clip_text: folder or hub name of the CLIP whose text tower text-aware methods read (`models.clip`).
         options: further arguments of the wrapper.
 
     Raises:
@@ -70,7 +70,7 @@ def load(
         processor.image_processor = square_processor(processor.image_processor, image_protocol)
     llava = getattr(import_module(module), name)(model.eval().to(device), processor, prompt, **options)
     if clip_text is not None:
-        from models.text import attach_clip
+        from models.clip import attach_clip
 
         attach_clip(llava, clip_text)
     return llava

@@ -16,7 +16,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from pruning.base import Pruner
-from pruning.errors import InputError
+from pruning.errors import InputError, OutOfReach
 from pruning.ops import top
 
 Plan = dict[int, int]  # layer (0-based) before which tokens leave -> how many are kept there
@@ -88,7 +88,8 @@ class DecoderPruner(Pruner):
         """The stages that meet the budget on `depth` layers with `n` visual tokens; none for the full budget.
 
         Raises:
-            InputError: the budget is above `n` or below what the method can reach.
+            InputError: the budget is above `n`.
+            OutOfReach: it is below what the method can reach on this depth.
         """
         self.keeps(n)
         if self.budget == n:
@@ -97,7 +98,7 @@ class DecoderPruner(Pruner):
         fit = [plan for plan in found if self.average(plan, depth, n) <= self.budget + self.slack]
         if not fit:
             lowest = min((self.average(plan, depth, n) for plan in found), default=n)
-            raise InputError(
+            raise OutOfReach(
                 f"budget of {type(self).__name__}, an average over {depth} decoder layers, must be between "
                 f"{ceil(lowest - self.slack)} and {n}, got {self.budget}; below that prune before the language model"
             )

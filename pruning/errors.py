@@ -1,4 +1,4 @@
-"""The one exception that means "the caller gave something that cannot work", and its two commonest reasons."""
+"""The exception that means "the caller gave something that cannot work", and its commonest reasons."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ class InputError(ValueError):
 
     `run.py` prints the line and exits with status 2; from Python it is an ordinary ValueError.
     """
+
+
+class OutOfReach(InputError):
+    """A budget that a method cannot meet on this model: a hole in a grid of budgets, not a mistake in it."""
 
 
 def one_of(name: str, value: str, choices: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +63,20 @@ def test_a_record_that_breaks_off_leaves_the_old_one(plan: Plan) -> None:
     assert record.read() == {"status": "finished", "n": 1} and record.finished()
     record.write({"status": "finished", "n": 3})
     assert record.read()["n"] == 3
+    assert [p.name for p in record.folder.parent.iterdir()] == ["16"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(plan: Plan) -> None:
+    record = Record(plan)
+    record.write({"status": "finished", "n": 1})
+    record.folder.rename(record.old)  # as write() does, and then SIGKILL
+    shutil.copytree(record.old, record.fresh)
+    with record.lock(print):
+        assert record.finished() and record.read()["n"] == 1
+    record.write({"status": "finished", "n": 2})
+    shutil.copytree(record.folder, record.old)  # SIGKILL right after the second one
+    with record.lock(print):
+        assert record.read()["n"] == 2
     assert [p.name for p in record.folder.parent.iterdir()] == ["16"]
 
 
@@ -124,3 +139,21 @@ def test_second_process_waits(plan: Plan) -> None:
         assert Record(plan).finished()
     first.join(10)
     assert len(said) == 1 and "another process runs" in said[0] and first.exitcode == 0
+
+
+def enter_and_leave(plan: Plan, diary: Path) -> None:
+    for _ in range(20):
+        with Record(plan).lock(lambda line: None), diary.open("a", buffering=1) as file:
+            file.write("in\n")
+            file.write("out\n")
+
+
+def test_never_two_in_one_point_though_the_lock_file_comes_and_goes(plan: Plan, tmp_path: Path) -> None:
+    context, diary = multiprocessing.get_context("fork"), tmp_path / "diary"
+    crowd = [context.Process(target=enter_and_leave, args=(plan, diary)) for _ in range(4)]
+    for process in crowd:
+        process.start()
+    for process in crowd:
+        process.join(30)
+    assert [process.exitcode for process in crowd] == [0] * 4
+    assert diary.read_text().split() == ["in", "out"] * 80

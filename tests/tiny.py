@@ -45,12 +45,13 @@ def parts() -> tuple[dict, dict]:
     return vision, text
 
 
-def save(folder: Path, next_: bool) -> Path:
-    """Writes model and processor like a checkpoint of llava-hf."""
+def save(folder: Path, next_: bool, language: str = "llama") -> Path:
+    """Writes model and processor like a checkpoint of llava-hf; `language` is llama or mistral."""
     guard_torchvision()
     import transformers as t
 
     vision, text = parts()
+    text["model_type"] = language
     shared = {"image_token_index": 4, "vision_feature_layer": -2, "pad_token_id": 0, "eos_token_id": 2}
     sizes = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
     tokenizer = t.AutoTokenizer.from_pretrained(ROOT / "models" / "mini")

@@ -1,0 +1,156 @@
+"""Sweeps that go wrong: what a failed, refused, lost, interrupted or killed point does to the others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from eval.journal import Journal
+from scripts import kill_test
+from tests.sandbox import call, encoded, picture, write_data
+
+ROOT = Path(__file__).resolve().parent.parent
+LAUNCHERS = {
+    "basic": [],
+    "local": ["launcher=local"],
+    "slurm": ["launcher=slurm", *(f"hydra.launcher.{x}" for x in ("gpus_per_node=0", "mem_gb=2", "cpus_per_task=1"))],
+}
+BROKEN = '''
+"""A method that fails."""
+import os, signal
+from dataclasses import dataclass
+from pruning.base import Pruner
+
+@dataclass
+class Broken(Pruner):
+    dies: bool = False
+
+    def score(self, tokens, question):
+        if self.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError("no luck today")
+'''
+BROKEN_YAML = "# fails\n_target_: pruning.broken.Broken\nbudget: ${budget}\ndies: false\n"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = write_data(tmp_path_factory.mktemp("data"), [encoded(picture(i)) for i in range(2)])
+    return f"tasks.data_dir={folder}"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the code with one more method, which fails."""
+    folder = tmp_path_factory.mktemp("checkout")
+    shutil.copy(ROOT / "run.py", folder)
+    for name in ("configs", "eval", "models", "pruning", "results/paper"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("data", "__pycache__"))
+    (folder / "pruning" / "broken.py").write_text(BROKEN)
+    (folder / "configs" / "method" / "broken.yaml").write_text(BROKEN_YAML)
+    return folder
+
+
+def sweep(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`python run.py -m WORDS` there, on two questions an image and two images."""
+    few = ("-m", "tasks.names=[mini_gqa,mini_pope]", "pictures=0")
+    command = [sys.executable, "run.py", *few, *words]
+    return subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=300)
+
+
+def facts(out: Path, method: str, budget: int = 16) -> dict:
+    return json.loads((out / "mini" / "test" / method / str(budget) / "metrics.json").read_text())
+
+
+def needs(launcher: str) -> None:
+    """Skips where there is no Slurm."""
+    if launcher != "slurm":
+        return
+    try:
+        there = subprocess.run(["sinfo", "-h"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        there = None
+    if there is None or there.returncode or not there.stdout.strip():
+        pytest.skip("no running Slurm here; `bash scripts/slurm_single_node.sh` installs and starts one")
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_failed_point_leaves_the_others_their_report(
+    checkout: Path, data: str, tmp_path: Path, launcher: str
+) -> None:
+    needs(launcher)
+    ran = sweep(checkout, "method=broken,uniform", "budget=16", data, f"out={tmp_path}", *LAUNCHERS[launcher])
+    assert ran.returncode == 1, ran.stderr
+    assert "  failed: broken at 16 tokens: RuntimeError: no luck today" in ran.stderr
+    assert facts(tmp_path, "broken")["status"] == "failed"
+    assert "pruning/broken.py" in (tmp_path / "mini" / "test" / "broken" / "16" / "traceback.txt").read_text()
+    assert facts(tmp_path, "uniform")["status"] == "finished"
+    assert set(pd.read_csv(tmp_path / "summary.csv")["method"]) == {"vanilla", "uniform"}
+    assert "RuntimeError: no luck today" in (tmp_path / "report.md").read_text()
+    if launcher == "slurm":
+        assert len(list((tmp_path / ".submitit").rglob("*_result.pkl"))) == 2
+
+
+def test_a_lost_process_leaves_the_others_their_report(checkout: Path, data: str, tmp_path: Path) -> None:
+    words = ["tasks.names=[mini_gqa,mini_pope]", "pictures=0", "budget=16", data, f"out={tmp_path}"]
+    assert call("-m", "method=uniform", *words) == 0
+    (tmp_path / "report.md").unlink()
+    lost = sweep(checkout, "method=broken", "method.dies=true,1", *words, "launcher=local")
+    assert lost.returncode == 1 and "a process of the sweep was lost" in lost.stderr, lost.stderr
+    assert "uniform" in (tmp_path / "report.md").read_text()
+    assert "Traceback" not in lost.stderr
+
+
+def test_a_budget_out_of_reach_is_a_hole_and_no_error(data: str, tmp_path: Path, capsys) -> None:
+    words = ["-m", "budget=16", "limit=1", "pictures=0", "tasks.names=[mini_gqa]", data]
+    assert call(*words, "method=fastv", f"out={tmp_path / 'alone'}") == 2
+    assert call(*words, "method=fastv,uniform", f"out={tmp_path}") == 0
+    assert "out of reach: fastv at 16 tokens: budget of FastV" in capsys.readouterr().err
+    out = tmp_path / "mini" / "test-first1"
+    assert json.loads((out / "fastv" / "16" / "metrics.json").read_text())["status"] == "out of reach"
+    assert "fastv/16" in (tmp_path / "report.md").read_text() and not list(out.rglob(".*"))
+
+
+def test_exit_statuses_of_refused_and_dry_sweeps(data: str, tmp_path: Path, capsys) -> None:
+    words = ["-m", "limit=1", "pictures=0", "tasks.names=[mini_gqa]", data, f"out={tmp_path}", "method=uniform"]
+    assert call(*words, "budget=900,901") == 2
+    assert "  refused: budget must be between 1 and 576, got 901" in capsys.readouterr().err
+    assert call(*words, "budget=16,32", "dry_run=true") == 0
+    assert call(*words, "budget=16,900", "dry_run=true") == 1
+    assert not list(tmp_path.rglob("metrics.json")) and not (tmp_path / ".failures").exists()
+
+
+def test_controls_that_ignore_the_budget_are_one_point(data: str, tmp_path: Path) -> None:
+    words = ["-m", "limit=1", "pictures=0", "tasks.names=[mini_gqa]", data, f"out={tmp_path}"]
+    assert call(*words, "method=blank,vanilla", "budget=16,32") == 0
+    points = [path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("metrics.json")]
+    assert sorted(points) == ["mini/test-first1/blank/0", "mini/test-first1/vanilla/576"]
+
+
+def test_interrupted_sweep_says_what_is_there(data: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    add, calls = Journal.add, []
+
+    def interrupted(self: Journal, batch: str, rows: list) -> None:  # in the third point, vanilla being the first
+        calls.append(batch)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        add(self, batch, rows)
+
+    monkeypatch.setattr(Journal, "add", interrupted)
+    words = ["-m", "limit=1", "pictures=0", "tasks.names=[mini_gqa]", data, f"out={tmp_path}"]
+    assert call(*words, "method=uniform", "budget=16,32") == 130
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the same command goes on" in last and f"2 points are finished, `python -m eval.report {tmp_path}`" in last
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_killed_sweep_ends_as_an_undisturbed_one(data: str, tmp_path: Path) -> None:
+    words = ["-m", "budget=16", "method=uniform", "batch_size=1", "pictures=1", "tasks.names=[mini_gqa]", data]
+    told = kill_test.run(words, 2, 0, tmp_path)
+    assert told["writing a record"] >= 1 and told["equal files"] > 12
