@@ -8,11 +8,11 @@ state=/var/lib/dcp-slurm config=/etc/slurm/slurm.conf log=/var/log/slurm
 
 stop() {
     for name in slurmd slurmctld munged; do
-        file=$state/$name.pid
-        if [ -s "$file" ] && kill "$(cat "$file")" 2>/dev/null; then
-            for _ in $(seq 50); do kill -0 "$(cat "$file")" 2>/dev/null || break; sleep 0.1; done
+        pid=$(cat "$state/$name.pid" 2>/dev/null || true)
+        if [ -n "$pid" ] && kill "$pid" 2>/dev/null; then
+            for _ in $(seq 50); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
         fi
-        rm -f "$file"
+        rm -f "$state/$name.pid"
     done
 }
 

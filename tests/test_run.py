@@ -158,7 +158,7 @@ def test_sweep_shares_work_and_outlives_a_bad_point(
 ) -> None:
     sweep = words(data, tmp_path, "-m")
     sweep[:2] = ["budget=16,900", "method=cls_attention,uniform"]
-    call(*sweep)
+    assert call(*sweep) == 1
     shown = capsys.readouterr()
     assert shown.err.count("error: budget must be between 1 and 576, got 900") == 2
     assert "running the unpruned model first" in shown.err and shown.err.count("vanilla 576") > 0
