@@ -13,8 +13,10 @@ from eval.tables import AVERAGE, PEER, SCOPES
 
 LEVEL = 0.05
 CAPTIONS = {
+    "ranking": "Accuracy by method and budget.",
     "accuracy_budget": "Accuracy against budget.",
     "shift_budget": "Distribution shift against budget.",
+    "shift_accuracy_methods": "Shift against accuracy, a panel a method.",
     "shift_accuracy": "Shift against accuracy, a mark a method and budget.",
     "time_accuracy": "Time a question against accuracy.",
     "kept_tokens": "What the methods keep of one image, on the question where they disagree most.",

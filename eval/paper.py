@@ -22,7 +22,7 @@ COLUMNS = {  # the paper's column -> our tasks that it can be compared with, off
 
 
 def beside(sweep: Sweep, summary: pd.DataFrame, folder: Path = PAPER) -> pd.DataFrame:
-    """A row a cell that both have: paper, ours, low, high, difference, verdict, why.
+    """A row a cell that both have: paper, ours, low, high, stderr, difference, verdict, why.
 
     `ours` is in the paper's unit where the task's own metric was recorded, else the task score in percent. A model
     that is not in the paper is shown beside the paper's LLaVA-1.5 table and never judged.
@@ -44,6 +44,7 @@ def beside(sweep: Sweep, summary: pd.DataFrame, folder: Path = PAPER) -> pd.Data
                 rows.append({
                     "model": sweep.model, "split": sweep.split, "method": line["method"], "budget": line["budget"],
                     "column": column, "task": task, "paper": line[column], **ours,
+                    "difference": ours["ours"] - line[column],
                     "verdict": "not comparable" if why else judge(line[column], ours), "why": why,
                 })  # fmt: skip
     return pd.DataFrame(rows)
@@ -59,13 +60,13 @@ def our_task(sweep: Sweep, column: str) -> str | None:
 def ours_of(point: Point, row: pd.Series, task: str | None, column: str) -> dict[str, float]:
     """Our value with its interval; MME's is scaled to its own unit, perception + cognition."""
     if column == "avg_percent":
-        return {"ours": row["ratio"], "low": row["ratio_low"], "high": row["ratio_high"]}
+        return {"ours": row["ratio"], **{name: row[f"ratio_{name}"] for name in ("low", "high", "stderr")}}
     scale = 1.0
     if task == "mme":
         metrics = point.facts["tasks"]["mme"]["metrics"]
         points = metrics.get("mme_perception_score", np.nan) + metrics.get("mme_cognition_score", np.nan)
         scale = points / row["score"] if row["score"] else np.nan
-    return {"ours": scale * row["score"], "low": scale * row["low"], "high": scale * row["high"]}
+    return {"ours": scale * row["score"], **{name: scale * row[name] for name in ("low", "high", "stderr")}}
 
 
 def unlike(model: str | None, column: str, method: str, budget: int, sweep: Sweep, task: str | None) -> str:
