@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -46,6 +47,7 @@ def verdicts(folder: Path) -> str:
         verdict = WORDS.get(cell["verdict"], cell["verdict"]) + (f": {cell['why']}" if cell["why"] else "")
         digits = 0 if cell["column"] == "MME" and cell["task"] == "mme" else 1
         numbers = (f"{cell[key]:.{digits}f}" for key in ("ours", "stderr", "paper"))
-        rows.append([cell["column"], *numbers, f"{cell['difference']:+.{digits}f}", f"  {verdict}"])
+        apart = f"{cell['difference']:+.{digits}f}" if np.isfinite(cell["difference"]) else "-"
+        rows.append([cell["column"], *numbers, apart, f"  {verdict}"])
     wide = max(len(row[-1]) for row in rows)
     return "\n".join(line.rstrip() for line in columns([[*row[:-1], row[-1].ljust(wide)] for row in rows]))

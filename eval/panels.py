@@ -33,7 +33,7 @@ def budget_marks(budgets: pd.Series) -> dict[int, tuple[str, str]]:
 
 
 def ranking(points: pd.DataFrame, order: list[str], x_name: str, title: str) -> Figure:
-    """Every method in one row, the best at the smallest budget on top; the interval is that of the smallest budget."""
+    """One row a method, the best at the smallest budget on top; the interval is that of the smallest budget."""
     figure = Figure(figsize=(8.6, 1.8 + 0.27 * len(order)), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11)

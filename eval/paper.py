@@ -44,7 +44,7 @@ def beside(sweep: Sweep, summary: pd.DataFrame, folder: Path = PAPER) -> pd.Data
                 rows.append({
                     "model": sweep.model, "split": sweep.split, "method": line["method"], "budget": line["budget"],
                     "column": column, "task": task, "paper": line[column], **ours,
-                    "difference": ours["ours"] - line[column],
+                    "difference": np.nan if task == "mini_mme" else ours["ours"] - line[column],  # other units
                     "verdict": "not comparable" if why else judge(line[column], ours), "why": why,
                 })  # fmt: skip
     return pd.DataFrame(rows)

@@ -1,7 +1,8 @@
 """What a sweep says, from its record folders alone: `python -m eval.report FOLDER`.
 
 Below FOLDER it writes summary.csv, points.csv, shift_correlation.csv, tests.csv, overlap.csv, seeds.csv (where a
-method ran with several), paper.csv (where the paper has such cells), report.md and figures/; timings.csv holds all that differs between two runs of the same sweep.
+method ran with several), paper.csv (where the paper has such cells), report.md and figures/; timings.csv holds all
+that differs between two runs of the same sweep.
 Equal records give equal bytes. With several models or splits, the tables hold all of them and the figures lie in a
 folder each.
 """
@@ -19,7 +20,6 @@ from eval.seeds import merge_seeds, seed_table
 from eval.sweep import Sweep, kept_indices, overlap, read_sweeps
 from pruning.errors import InputError
 
-KAPPA = "gaussian_kl"
 DIGITS = {"summary": 2, "tests": 8}  # decimals; 5 in the other tables
 
 
@@ -104,7 +104,7 @@ def draw(sweep: Sweep, parts: dict[str, pd.DataFrame], folder: Path, several: bo
 
     place = folder / "figures" / (f"{sweep.model}-{sweep.split}" if several else "")
     place.mkdir(parents=True, exist_ok=True)
-    made = draw_all(sweep, parts["points"], parts["timings"], parts["overlap"], KAPPA, place)
+    made = draw_all(sweep, parts["points"], parts["timings"], parts["overlap"], tables.KAPPA, place)
     if draw_sheet(sweep, place / "kept_tokens.png"):
         made.append(place / "kept_tokens.png")
     return [path.relative_to(folder) for path in made]

@@ -16,6 +16,7 @@ from eval.sweep import Sweep
 
 AVERAGE = "average"
 REFERENCE, PEER, NULL = "acgr_tatcs", "downsample", "random"
+KAPPA, OUTPUT = "gaussian_kl", "output_kl"  # the default shift of the features; the yardstick, which needs the model
 RIGHT_FROM = 0.5  # a soft score counts as right from here on, in the hard subset and in McNemar's test
 SCOPES = ("across points", "within method", "per sample", "per sample minus null")
 
