@@ -208,7 +208,8 @@ def by_task(sweep: Sweep, summary: pd.DataFrame) -> list[str]:
 
 def hard(summary: pd.DataFrame) -> list[str]:
     """The hard subset."""
-    rows = summary[(summary["task"] == AVERAGE) & (summary["hard_n"] > 0) & (summary["method"] != "vanilla")]
+    full = summary.loc[summary["method"] == "vanilla", "budget"].max()
+    rows = summary[(summary["task"] == AVERAGE) & (summary["hard_n"] > 0) & (summary["budget"] < full)]
     if not len(rows):
         return []
     counts = rows.groupby("budget")["hard_n"].max()

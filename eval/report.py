@@ -104,6 +104,8 @@ def draw(sweep: Sweep, parts: dict[str, pd.DataFrame], folder: Path, several: bo
 
     place = folder / "figures" / (f"{sweep.model}-{sweep.split}" if several else "")
     place.mkdir(parents=True, exist_ok=True)
+    for old in [*place.glob("*.png"), *place.glob("*.svg")]:
+        old.unlink()  # of a sweep that had other budgets or fewer methods
     made = draw_all(sweep, parts["points"], parts["timings"], parts["overlap"], tables.KAPPA, place)
     if draw_sheet(sweep, place / "kept_tokens.png"):
         made.append(place / "kept_tokens.png")

@@ -28,11 +28,19 @@ def included(path: str) -> str:
     return file.read_text().strip() if file.is_file() else ""
 
 
-SECTIONS = {
-    "methods": methods,
-    "main_job": lambda: included("results/embedded/main_job.md"),
-    "results": lambda: included("results/embedded/readme.md"),
-}
+def main_job() -> str:
+    """What the main job printed: `python run.py budget=16 method=acgr_tatcs > results/embedded/main_job.txt`."""
+    return f"```\n{included('results/embedded/main_job.txt')}\n```"
+
+
+def results() -> str:
+    """Every method and budget of results/embedded/test, which `scripts/results.py test` writes."""
+    from eval.compact import methods_table
+
+    return methods_table(ROOT / "results" / "embedded" / "test")
+
+
+SECTIONS = {"methods": methods, "main_job": main_job, "results": results}
 
 
 def render(text: str) -> str:
