@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from eval.markdown import grid, marks, small, spread
+from eval.markdown import LEVEL, grid, marks, small, spread
 from eval.tables import AVERAGE, KAPPA, REFERENCE
 
 
@@ -45,4 +45,6 @@ def ablation_table(folder: Path) -> str:
         row += [spread(gap["difference"], gap["low"], gap["high"]), small(gap["p_holm"])] if gap else ["", ""]
         body.append((r["accuracy"], [*row, spread(r.get(KAPPA, np.nan), digits=3)]))
     body.sort(key=lambda item: -item[0])
-    return grid(["changed", "Avg %", "default minus it", "p (Holm)", "kappa"], [row for _, row in body])
+    sure = [f"`{row[0]}`" for _, row in body if row[3] and gaps[f"{REFERENCE} ({row[0]})"]["p_holm"] < LEVEL]
+    words = f"Beyond chance (Holm, {LEVEL}): {', '.join(sure) or 'none'}; all other rows are within the noise.\n\n"
+    return words + grid(["changed", "Avg %", "default minus it", "p (Holm)", "kappa"], [row for _, row in body])

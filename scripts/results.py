@@ -27,7 +27,7 @@ ABLATION = """\
 
 Development split of the embedded tasks, 16 tokens. Avg % of the unpruned model with its 95 % interval; *default minus
 it*: points of Avg %, paired over images, p after Holm over this table. Written by
-`python run.py -m experiment=ablation out=outputs/ablation`, then `python scripts/results.py ablation outputs/ablation`.
+`python run.py -m experiment=ablation out=outputs/ablation` and `python scripts/results.py ablation outputs/ablation`.
 
 """
 
