@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from eval.sweep import VANILLA
 from eval.tables import REFERENCE
@@ -97,6 +98,27 @@ def panel(axes: Axes, lines: dict[str, pd.DataFrame], method: str, x: str, y: st
     axes.plot(mine[x], mine[y], color=MINE, marker="o", markersize=3.5, linewidth=2, zorder=4)
     axes.set_title(method, fontsize=9.5, fontweight="bold" if method == REFERENCE else "normal", pad=3)
     axes.tick_params(labelsize=8.5)
+
+
+def name_marks(axes: Axes, part: pd.DataFrame) -> None:
+    """The method's name beside its mark, on the side that is free; none where no side is."""
+    at = axes.transData.transform(part[["shift", "accuracy"]].to_numpy(float)) * 72 / axes.figure.dpi  # points
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in at]
+    order = np.argsort(part["method"].to_numpy() != REFERENCE, kind="stable")  # the reference is named in any case
+    for i in order:
+        name = part["method"].iloc[i]
+        width, height = 5.0 * len(name), 8.0
+        for right, up in ((1, 0), (0, 0), (1, 1), (1, -1), (0, 1), (0, -1)):
+            x = at[i, 0] + (5 if right else -5 - width)
+            y = at[i, 1] + 6 * up - height / 2
+            box = (x, y, x + width, y + height)
+            if not any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
+                taken.append(box)
+                axes.annotate(name, part[["shift", "accuracy"]].iloc[i], xytext=(5 if right else -5, 6 * up),
+                              textcoords="offset points", ha="left" if right else "right", va="center", fontsize=8,
+                              fontweight="bold" if name == REFERENCE else "normal", zorder=5,
+                              path_effects=[withStroke(linewidth=2.5, foreground="white")])  # fmt: skip
+                break
 
 
 def without_full(points: pd.DataFrame) -> pd.DataFrame:

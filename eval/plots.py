@@ -18,7 +18,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from eval.correlation import between_points, within_units
-from eval.panels import budget_marks, is_crowded, ranking, small_multiples, without_full
+from eval.panels import budget_marks, is_crowded, name_marks, ranking, small_multiples, without_full
 from eval.sweep import VANILLA, Sweep
 from eval.tables import REFERENCE
 
@@ -60,14 +60,16 @@ def draw_all(
         if len(moved):
             title = f"Accuracy by method and budget\n{note(sweep)}; bars: 95 % interval at the smallest budget"
             figures["ranking"] = ranking(moved, ranked(moved, "accuracy", False), y_name(sweep), title)
-        if len(pruned):
+        lines = not is_crowded(moved) or moved["budget"].nunique() > 1  # else panels would hold a dot each
+        if len(pruned) and lines:
             figures["accuracy_budget"] = accuracy_budget(sweep, points)
         if moved["shift"].notna().any():
-            figures["shift_budget"] = shift_budget(sweep, moved, metric)
             figures["shift_accuracy"] = shift_accuracy(sweep, moved, metric)
-            if is_crowded(moved):
+            if lines:
+                figures["shift_budget"] = shift_budget(sweep, moved, metric)
+            if lines and is_crowded(moved):
                 figures["shift_accuracy_methods"] = shift_accuracy_methods(sweep, moved, metric)
-        if len(pruned):
+        if len(pruned) and lines:
             figures["time_accuracy"] = time_accuracy(sweep, points)
         budgets = sorted(overlaps["budget"].unique())
         for budget in budgets[:1] if is_crowded(moved) else budgets:  # the others are in overlap.csv
@@ -221,6 +223,8 @@ def shift_accuracy(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:
     axes.set_xlabel(metric_name(metric))
     axes.set_ylabel(y_name(sweep))
     legend(axes, [*order, "least squares"])
+    if is_crowded(good):
+        name_marks(axes, good[good["budget"] == good["budget"].min()])
     return figure
 
 
