@@ -41,6 +41,7 @@ def beside(sweep: Sweep, summary: pd.DataFrame, folder: Path = PAPER) -> pd.Data
             if len(found):
                 ours = ours_of(sweep.points[p], found.iloc[0], task, column)
                 why = unlike(model, column, str(line["method"]), int(line["budget"]), sweep, task)
+                why += our_f1(sweep.points[p]) if why.startswith("F1") else ""
                 rows.append({
                     "model": sweep.model, "split": sweep.split, "method": line["method"], "budget": line["budget"],
                     "column": column, "task": task, "paper": line[column], **ours,
@@ -81,6 +82,12 @@ def unlike(model: str | None, column: str, method: str, budget: int, sweep: Swee
             return "other tasks in the mean"
         return "its POPE ratio is accuracy over F1" if budget < 64 else ""
     return ""
+
+
+def our_f1(point: Point) -> str:
+    """POPE's F1 (%) beside the accuracy that stands as ours, where the task recorded it."""
+    f1 = point.facts["tasks"].get("pope", {}).get("metrics", {}).get("pope_f1_score", np.nan)
+    return f" (our F1 is {100 * f1:.1f})" if np.isfinite(f1) else ""
 
 
 def judge(paper: float, ours: dict[str, float]) -> str:

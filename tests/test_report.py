@@ -211,7 +211,10 @@ def paper_model(tmp_path_factory):
         write_point(folder, method, budget, table, model="llava15_7b")
     for file in folder.rglob("metrics.json"):
         facts = json.loads(file.read_text())
-        facts["tasks"] = {"mme": {"metrics": {"mme_perception_score": 1200.0, "mme_cognition_score": 300.0}}}
+        facts["tasks"] = {
+            "mme": {"metrics": {"mme_perception_score": 1200.0, "mme_cognition_score": 300.0}},
+            "pope": {"metrics": {"pope_f1_score": 0.853}},
+        }
         file.write_text(json.dumps(facts))
     return folder
 
@@ -224,7 +227,7 @@ def test_the_papers_model_is_judged_cell_by_cell(paper_model):
     assert sqa["verdict"] == "above" and sqa["low"] > sqa["paper"] == 68.2
     assert mme["ours"] == pytest.approx(1500) and mme["difference"] == pytest.approx(1500 - 1562)
     assert cells.loc[("acgr_tatcs", 16, "POPE"), "verdict"] == "below"
-    assert cells.loc[("vanilla", 576, "POPE"), "why"] == "F1 against accuracy"
+    assert cells.loc[("vanilla", 576, "POPE"), "why"] == "F1 against accuracy (our F1 is 85.3)"
     assert cells.loc[("scope", 16, "avg_percent"), "why"] == "its POPE ratio is accuracy over F1"
     text = (paper_model / "report.md").read_text()
     assert "| scope | 16 | POPE | 76.9 |" in text and "| within interval |" in text
