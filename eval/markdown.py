@@ -117,7 +117,7 @@ def in_short(parts: dict[str, pd.DataFrame]) -> list[str]:
                                                            for x in "-=+"]  # fmt: skip
         out.append(
             f"`{REFERENCE}` is number {names.index(REFERENCE) + 1} with "
-            f"{spread(mine['accuracy'], mine['low'], mine['high'])} %; {count[0]} methods are significantly "
+            f"{spread(mine['accuracy'], mine['low'], mine['high'])} %: {count[0]} methods are significantly "
             f"below it, {count[2]} above, {count[1]} not to be told apart."
         )
     return ["### In short", "\n".join(f"- {line}" for line in out + predictors(found))]

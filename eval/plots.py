@@ -25,6 +25,7 @@ from eval.tables import REFERENCE
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A4FBF", "#6B6B6B")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+FEW = 3  # budgets that get an overlap matrix each
 BUDGET = "visual tokens kept (budget)"
 SHARED = ("load", "image processing", "tower", "shift", "lmms-eval")  # stages that the method does not decide alone
 OURS = {"color": "black", "marker": "*", "linestyle": "-", "linewidth": 2.4, "markersize": 11, "zorder": 5}
@@ -72,7 +73,7 @@ def draw_all(
         if len(pruned) and lines:
             figures["time_accuracy"] = time_accuracy(sweep, points)
         budgets = sorted(overlaps["budget"].unique())
-        for budget in budgets[:1] if is_crowded(moved) else budgets:  # the others are in overlap.csv
+        for budget in budgets[:1] if is_crowded(moved) or len(budgets) > FEW else budgets:  # others: overlap.csv
             figures[f"overlap_{budget}"] = overlap_matrix(sweep, overlaps[overlaps["budget"] == budget], int(budget))
         return [save(figure, folder / f"{name}.png") for name, figure in figures.items() if figure is not None]
 
