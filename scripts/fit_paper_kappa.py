@@ -153,13 +153,14 @@ def embedded(points: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
         within = [spearman(f[metric], f["kappa"]) for _, f in both.groupby("method")]
         between = [spearman(f[metric], f["kappa"]) for _, f in both.groupby("budget") if len(f) >= 4]
         fits = [log_error(f[metric].to_numpy(), f["kappa"].to_numpy()) for _, f in both.groupby("method")]
-        ours = points[points["method"] == "acgr_tatcs"].sort_values("budget")
+        curve = {name: f.sort_values("budget") for name, f in points.groupby("method")}
         rows.append({
             "metric": metric, "Spearman, all points": f"{spearman(both[metric], both['kappa']):.2f}",
             "within a method": f"{np.mean(within):.2f}", "between methods": f"{np.mean(between):.2f}",
             "log error within": f"{np.mean(fits):.2f}",
             "log error, one scale": f"{log_error(both[metric].to_numpy(), both['kappa'].to_numpy()):.2f}",
-            "shape for acgr_tatcs": shape(ours["budget"].to_numpy(), ours[metric].to_numpy()),
+            **{f"shape for {name}": shape(curve[name]["budget"].to_numpy(), curve[name][metric].to_numpy())
+               for name in ("acgr_tatcs", "prunesid") if name in curve},
         })  # fmt: skip
     return pd.DataFrame(rows).sort_values("log error, one scale", kind="stable")
 
@@ -175,8 +176,9 @@ def embedded_section(curves: pd.DataFrame) -> str:
 {len(points)} points of `experiment=shift_curve` (methods of the paper's figure, budgets {points["budget"].min()} to
 {points["budget"].max()}, `mini_pope`), against the paper's kappa at the same method and budget. *Within a method*,
 *between methods*: mean Spearman along a method's budgets, and over the methods at a budget. *Log error*: root mean
-square of ln(ours / paper's) after the best scale of each curve, and after one scale for all. The embedded tower is
-not CLIP-L: what agrees here may agree there, what does not is not ruled out.
+square of ln(ours / paper's) after the best scale of each curve, and after one scale for all. In the paper's figure
+the curves of `acgr_tatcs` and `prunesid` have a minimum inside. The embedded tower is not CLIP-L: what agrees here
+may agree there, what does not is not ruled out.
 
 {table(embedded(points, curves))}
 """
