@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 
 from eval.sweep import Failure, Sweep
-from eval.tables import AVERAGE, PEER, SCOPES
+from eval.tables import AVERAGE, KAPPA, OUTPUT, PEER, REFERENCE, SCOPES
 
 LEVEL = 0.05
 CAPTIONS = {
+    "ranking": "Accuracy by method and budget.",
     "accuracy_budget": "Accuracy against budget.",
     "shift_budget": "Distribution shift against budget.",
+    "shift_accuracy_methods": "Shift against accuracy, a panel a method.",
     "shift_accuracy": "Shift against accuracy, a mark a method and budget.",
     "time_accuracy": "Time a question against accuracy.",
     "kept_tokens": "What the methods keep of one image, on the question where they disagree most.",
@@ -38,11 +40,15 @@ def section(sweep: Sweep, parts: dict[str, pd.DataFrame], pictures: Iterable[Pat
     out = [f"## {sweep.model}, {sweep.split}",
            f"{len(sweep.points)} points, {len(sweep.questions):,} questions on {len(sweep.sums):,} images, "
            f"tasks: {', '.join(sweep.tasks)}."]  # fmt: skip
+    out += in_short(parts)
     out += averages(summary, parts["tests"], sweep.vanilla is not None)
-    out += by_task(sweep, summary)
+    out += paired(parts["tests"])
+    out += seeds(parts["seeds"])
     out += hard(summary)
+    out += kappas(parts["points"])
     out += correlations(parts["shift_correlation"])
     out += beside_paper(parts["paper"])
+    out += by_task(sweep, summary)
     for path in pictures:
         caption = next(words for name, words in CAPTIONS.items() if path.stem.startswith(name))
         out.append(f"![{caption}]({path.as_posix()})\n\n*{caption}*")
@@ -60,8 +66,8 @@ def averages(summary: pd.DataFrame, tests: pd.DataFrame, relative: bool) -> list
     if len(tests):
         reference = tests["reference"].iloc[0]
         out.append(
-            f"Against {reference}, paired over images, Holm-corrected over this table at {LEVEL}: "
-            f"**-** {reference} is better, **+** {reference} is worse, **=** no significant difference."
+            f"Against {reference} at the same budget, paired over images, Holm-corrected over this table at {LEVEL}: "
+            "**-** significantly below it, **+** significantly above it, **=** no significant difference."
         )
     return out
 
@@ -75,8 +81,10 @@ def marks(tests: pd.DataFrame) -> dict[tuple[str, int], str]:
     return {(m, int(b)): s for m, b, s in zip(rows["method"], rows["budget"], signs)}
 
 
-def methods_by_budgets(rows: pd.DataFrame, value: Sequence[str], signs: dict[tuple[str, int], str]) -> str:
-    """Methods down, budgets across, the best method at the smallest budget first."""
+def methods_by_budgets(
+    rows: pd.DataFrame, value: Sequence[str], signs: dict[tuple[str, int], str], digits: int = 1
+) -> str:
+    """Methods down, budgets across, the method with the largest value at the smallest budget first."""
     budgets = sorted(rows["budget"].unique(), reverse=True)
     cells = {(r["method"], r["budget"]): r for r in rows.to_dict("records")}
     first = rows.sort_values("budget", kind="stable").groupby("method", sort=True).first()
@@ -87,13 +95,105 @@ def methods_by_budgets(rows: pd.DataFrame, value: Sequence[str], signs: dict[tup
         for budget in budgets:
             cell = cells.get((method, budget))
             sign = signs.get((method, int(budget)), "")
-            line.append(f"{spread(*(cell[v] for v in value))} {sign}".strip() if cell else "")
+            line.append(f"{spread(*(cell[v] for v in value), digits=digits)} {sign}".strip() if cell else "")
         body.append(line)
     return grid(["method", *map(str, budgets)], body)
 
 
+def in_short(parts: dict[str, pd.DataFrame]) -> list[str]:
+    """What a reader should take home, from the tables that follow."""
+    points, signs, found = parts["points"], marks(parts["tests"]), parts["shift_correlation"]
+    pruned = points[(points["method"] != "vanilla") & np.isfinite(points["accuracy"])]
+    if pruned["method"].nunique() < 2:
+        return []
+    budget = int(pruned["budget"].min())
+    least = pruned[pruned["budget"] == budget].sort_values("accuracy", ascending=False, kind="stable")
+    best = least.iloc[0]
+    out = [f"At {budget} tokens `{best['method']}` is first of {len(least)} methods: "
+           f"{spread(best['accuracy'], best['low'], best['high'])} %."]  # fmt: skip
+    names = list(least["method"])
+    if REFERENCE in names:
+        mine, count = least.iloc[names.index(REFERENCE)], [sum(s == x for (_, b), s in signs.items() if b == budget)
+                                                           for x in "-=+"]  # fmt: skip
+        out.append(
+            f"`{REFERENCE}` is number {names.index(REFERENCE) + 1} with "
+            f"{spread(mine['accuracy'], mine['low'], mine['high'])} %: {count[0]} methods are significantly "
+            f"below it, {count[2]} above, {count[1]} not to be told apart."
+        )
+    return ["### In short", "\n".join(f"- {line}" for line in out + predictors(found))]
+
+
+def predictors(table: pd.DataFrame) -> list[str]:
+    """The metric of the features that goes with accuracy best, across and within methods, and what kappa does."""
+    rows = table[(table["kind"] == "spearman") & (table["metric"] != OUTPUT)] if len(table) else table
+    out = []
+    for scope in SCOPES[:2]:
+        known = rows[(rows["scope"] == scope) & np.isfinite(rows["value"])] if len(rows) else rows
+        if not len(known):
+            continue
+        best = known.sort_values("value", kind="stable").iloc[0]
+        line = f"Shift and accuracy {scope}: of the feature metrics, `{best['metric']}` orders best (Spearman "
+        line += f"{spread(best['value'], best['low'], best['high'], 2)})"
+        kappa = known[known["metric"] == KAPPA]
+        if len(kappa):
+            line += f"; kappa (`{KAPPA}`) has {spread(*kappa.iloc[0][['value', 'low', 'high']], 2)}"
+        out.append(line + ".")
+    return out
+
+
+def paired(tests: pd.DataFrame) -> list[str]:
+    """The reference against each method at the smallest budget, with McNemar's test on yes/no tasks."""
+    if not len(tests):
+        return []
+    budget = tests["budget"].min()
+    rows = tests[tests["budget"] == budget]
+    mean, single = rows[rows["task"] == AVERAGE], rows[rows["mcnemar_p_holm"].notna()]
+    tasks = [task for task in sorted(single["task"].unique()) if "pope" in task or "mme" in task]
+    p = {(r["method"], r["task"]): r["mcnemar_p_holm"] for r in single.to_dict("records")}
+    body = [
+        [r["method"], spread(r["difference"], r["low"], r["high"]), small(r["p_holm"]),
+         *(small(p.get((r["method"], task), np.nan)) for task in tasks)]
+        for r in mean.sort_values("difference", kind="stable").to_dict("records")
+    ]  # fmt: skip
+    reference = rows["reference"].iloc[0]
+    return [f"### {reference} minus the others at {budget} tokens",
+            "Points of Avg %, paired over images; p after Holm over all methods and budgets. McNemar's exact test "
+            "takes single questions, right or wrong. All budgets and tasks: tests.csv.",
+            grid(["method", "difference", "p (Holm)", *(f"McNemar, {task}" for task in tasks)], body)]  # fmt: skip
+
+
+def small(p: float) -> str:
+    """A p value in a cell."""
+    return "" if not np.isfinite(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def seeds(table: pd.DataFrame) -> list[str]:
+    """The spread over seeds of methods that ran with several; everywhere else they count as their mean."""
+    if not len(table):
+        return []
+    rows = table[table["task"] == AVERAGE]
+    body = [
+        [r["method"], str(r["budget"]), str(r["seeds"]), f"{r['mean']:.1f} ± {r['sd']:.1f}",
+         f"{r['least']:.1f} to {r['most']:.1f}"] for r in rows.to_dict("records")
+    ]  # fmt: skip
+    return ["### Spread over seeds",
+            "Mean task score (%) and standard deviation over seeds; in all other tables these runs are one method, "
+            "their mean.", grid(["method", "budget", "seeds", "mean ± sd", "range"], body)]  # fmt: skip
+
+
+def kappas(points: pd.DataFrame) -> list[str]:
+    """kappa of every method at every budget."""
+    if KAPPA not in points:
+        return []
+    rows = points[np.isfinite(points[KAPPA]) & (points["method"] != "vanilla")]
+    if not len(rows):
+        return []
+    return ["### kappa (Gaussian KL, kept tokens to all; lower is better)",
+            methods_by_budgets(rows, (KAPPA,), {}, digits=3)]  # fmt: skip
+
+
 def by_task(sweep: Sweep, summary: pd.DataFrame) -> list[str]:
-    """Task scores, a table a budget."""
+    """Task scores, a table a budget, folded."""
     out = ["### Task scores (%)"]
     for budget in sorted(summary["budget"].unique(), reverse=True):
         rows = summary[summary["budget"] == budget]
@@ -102,13 +202,14 @@ def by_task(sweep: Sweep, summary: pd.DataFrame) -> list[str]:
         for method, part in rows.groupby("method", sort=True):
             cells = part.set_index("task")
             body.append([method, *(spread(*cells.loc[t, ["score", "low", "high"]]) for t in sweep.tasks)])
-        out += [f"**{budget} tokens**", grid(["method", *n], body)]
+        out += [f"<details><summary>{budget} tokens</summary>", grid(["method", *n], body), "</details>"]
     return out
 
 
 def hard(summary: pd.DataFrame) -> list[str]:
     """The hard subset."""
-    rows = summary[(summary["task"] == AVERAGE) & (summary["hard_n"] > 0) & (summary["method"] != "vanilla")]
+    full = summary.loc[summary["method"] == "vanilla", "budget"].max()
+    rows = summary[(summary["task"] == AVERAGE) & (summary["hard_n"] > 0) & (summary["budget"] < full)]
     if not len(rows):
         return []
     counts = rows.groupby("budget")["hard_n"].max()

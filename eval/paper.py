@@ -22,7 +22,7 @@ COLUMNS = {  # the paper's column -> our tasks that it can be compared with, off
 
 
 def beside(sweep: Sweep, summary: pd.DataFrame, folder: Path = PAPER) -> pd.DataFrame:
-    """A row a cell that both have: paper, ours, low, high, difference, verdict, why.
+    """A row a cell that both have: paper, ours, low, high, stderr, difference, verdict, why.
 
     `ours` is in the paper's unit where the task's own metric was recorded, else the task score in percent. A model
     that is not in the paper is shown beside the paper's LLaVA-1.5 table and never judged.
@@ -41,9 +41,11 @@ def beside(sweep: Sweep, summary: pd.DataFrame, folder: Path = PAPER) -> pd.Data
             if len(found):
                 ours = ours_of(sweep.points[p], found.iloc[0], task, column)
                 why = unlike(model, column, str(line["method"]), int(line["budget"]), sweep, task)
+                why += our_f1(sweep.points[p]) if why.startswith("F1") else ""
                 rows.append({
                     "model": sweep.model, "split": sweep.split, "method": line["method"], "budget": line["budget"],
                     "column": column, "task": task, "paper": line[column], **ours,
+                    "difference": np.nan if task == "mini_mme" else ours["ours"] - line[column],  # other units
                     "verdict": "not comparable" if why else judge(line[column], ours), "why": why,
                 })  # fmt: skip
     return pd.DataFrame(rows)
@@ -59,13 +61,13 @@ def our_task(sweep: Sweep, column: str) -> str | None:
 def ours_of(point: Point, row: pd.Series, task: str | None, column: str) -> dict[str, float]:
     """Our value with its interval; MME's is scaled to its own unit, perception + cognition."""
     if column == "avg_percent":
-        return {"ours": row["ratio"], "low": row["ratio_low"], "high": row["ratio_high"]}
+        return {"ours": row["ratio"], **{name: row[f"ratio_{name}"] for name in ("low", "high", "stderr")}}
     scale = 1.0
     if task == "mme":
         metrics = point.facts["tasks"]["mme"]["metrics"]
         points = metrics.get("mme_perception_score", np.nan) + metrics.get("mme_cognition_score", np.nan)
         scale = points / row["score"] if row["score"] else np.nan
-    return {"ours": scale * row["score"], "low": scale * row["low"], "high": scale * row["high"]}
+    return {"ours": scale * row["score"], **{name: scale * row[name] for name in ("low", "high", "stderr")}}
 
 
 def unlike(model: str | None, column: str, method: str, budget: int, sweep: Sweep, task: str | None) -> str:
@@ -80,6 +82,12 @@ def unlike(model: str | None, column: str, method: str, budget: int, sweep: Swee
             return "other tasks in the mean"
         return "its POPE ratio is accuracy over F1" if budget < 64 else ""
     return ""
+
+
+def our_f1(point: Point) -> str:
+    """POPE's F1 (%) beside the accuracy that stands as ours, where the task recorded it."""
+    f1 = point.facts["tasks"].get("pope", {}).get("metrics", {}).get("pope_f1_score", np.nan)
+    return f" (our F1 is {100 * f1:.1f})" if np.isfinite(f1) else ""
 
 
 def judge(paper: float, ours: dict[str, float]) -> str:

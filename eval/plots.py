@@ -13,13 +13,21 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+from scipy import stats
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
 
+from eval.correlation import between_points, within_units
+from eval.panels import budget_marks, is_crowded, name_marks, ranking, small_multiples, without_full
 from eval.sweep import VANILLA, Sweep
 from eval.tables import REFERENCE
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A4FBF", "#6B6B6B")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+FEW = 3  # budgets that get an overlap matrix each
+BUDGET = "visual tokens kept (budget)"
+SHARED = ("load", "image processing", "tower", "shift", "lmms-eval")  # stages that the method does not decide alone
 OURS = {"color": "black", "marker": "*", "linestyle": "-", "linewidth": 2.4, "markersize": 11, "zorder": 5}
 FULL = {"color": "0.35", "marker": "d", "linestyle": ":", "linewidth": 1.4, "markersize": 9, "zorder": 4}
 LOOK = {
@@ -44,20 +52,29 @@ def draw_all(
     sweep: Sweep, points: pd.DataFrame, timing: pd.DataFrame, overlaps: pd.DataFrame, metric: str, folder: Path
 ) -> list[Path]:
     """Every figure that the sweep's points allow, as PNG (150 dpi) and SVG; the PNG's paths."""
-    stages = [name for name in timing if name.endswith("_ms") and not name.startswith("load")]
+    stages = [name for name in timing if name.endswith("_ms") and not name.startswith(SHARED)]
     spent = timing[stages].sum(axis=1, min_count=1)
     points = points.assign(shift=points.get(metric, np.nan), ms=spent)
-    pruned = points[points["method"] != VANILLA]
+    pruned, moved = points[points["method"] != VANILLA], without_full(points)
     figures: dict[str, Figure | None] = {}
     with mpl.rc_context(LOOK):
-        if len(pruned):
+        if len(moved):
+            title = f"Accuracy by method and budget\n{note(sweep)}; bars: 95 % interval at the smallest budget"
+            figures["ranking"] = ranking(moved, ranked(moved, "accuracy", False), y_name(sweep), title)
+        lines = not is_crowded(moved) or moved["budget"].nunique() > 1  # else panels would hold a dot each
+        if len(pruned) and lines:
             figures["accuracy_budget"] = accuracy_budget(sweep, points)
+        if moved["shift"].notna().any():
+            figures["shift_accuracy"] = shift_accuracy(sweep, moved, metric)
+            if lines:
+                figures["shift_budget"] = shift_budget(sweep, moved, metric)
+            if lines and is_crowded(moved):
+                figures["shift_accuracy_methods"] = shift_accuracy_methods(sweep, moved, metric)
+        if len(pruned) and lines:
             figures["time_accuracy"] = time_accuracy(sweep, points)
-        if pruned["shift"].notna().any():
-            figures["shift_budget"] = shift_budget(sweep, pruned, metric)
-            figures["shift_accuracy"] = shift_accuracy(sweep, pruned, metric)
-        for budget, part in overlaps.groupby("budget"):
-            figures[f"overlap_{budget}"] = overlap_matrix(sweep, part, int(budget))
+        budgets = sorted(overlaps["budget"].unique())
+        for budget in budgets[:1] if is_crowded(moved) or len(budgets) > FEW else budgets:  # others: overlap.csv
+            figures[f"overlap_{budget}"] = overlap_matrix(sweep, overlaps[overlaps["budget"] == budget], int(budget))
         return [save(figure, folder / f"{name}.png") for name, figure in figures.items() if figure is not None]
 
 
@@ -80,7 +97,7 @@ def note(sweep: Sweep) -> str:
     return f"{sweep.model}, {sweep.split}: n = {questions:,} questions, {images:,} images, {len(sweep.tasks)} {tasks}"
 
 
-def canvas(title: str, size: tuple[float, float] = (8.2, 5.4)) -> tuple[Figure, Axes]:
+def canvas(title: str, size: tuple[float, float] = (9.2, 6.2)) -> tuple[Figure, Axes]:
     """An empty figure without a global state."""
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
@@ -98,13 +115,15 @@ def legend(axes: Axes, order: list[str]) -> None:
     )
 
 
-def budgets_axis(axes: Axes, budgets: Iterable[int]) -> None:
-    """A logarithmic axis of budgets with its own ticks."""
-    ticks = sorted(set(budgets))
+def budgets_axis(axes: Axes, budgets: Iterable[int], apart: float = 1.0) -> None:
+    """A logarithmic axis of budgets with its own ticks, each at least `apart` times the one before."""
+    ticks: list[int] = []
+    for budget in sorted(set(budgets)):
+        if not ticks or budget >= apart * ticks[-1]:
+            ticks.append(int(budget))
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(b) for b in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("visual tokens kept (budget)")
 
 
 def plain(axis: Axis) -> None:
@@ -123,9 +142,15 @@ def ranked(points: pd.DataFrame, by: str, ascending: bool) -> list[str]:
 
 
 def accuracy_budget(sweep: Sweep, points: pd.DataFrame) -> Figure:
-    """Accuracy against budget with 95 % bands."""
-    figure, axes = canvas(f"Accuracy against budget\n{note(sweep)}; bands: 95 % bootstrap over images", (9.2, 6.2))
+    """Accuracy against budget with 95 % bands; a panel a method where there are many."""
+    title = f"Accuracy against budget\n{note(sweep)}; bands: 95 % bootstrap over images"
     pruned, full = points[points["method"] != VANILLA], points[points["method"] == VANILLA]
+    order = ranked(pruned, "accuracy", False)
+    if is_crowded(pruned):
+        figure = small_multiples(pruned, order, "budget", "accuracy", (BUDGET, y_name(sweep)), title)
+        budgets_axis(figure.axes[0], pruned["budget"], 1.9)
+        return figure
+    figure, axes = canvas(title)
     look = style(sweep)
     for label, part in pruned.sort_values("budget").groupby("method"):
         axes.plot(part["budget"], part["accuracy"], label=label, **look[label])
@@ -133,24 +158,33 @@ def accuracy_budget(sweep: Sweep, points: pd.DataFrame) -> Figure:
         axes.fill_between(part["budget"], part["low"], part["high"], color=look[label]["color"], alpha=strength, lw=0)
     for y in full["accuracy"]:
         axes.axhline(y, color="0.35", linewidth=1, linestyle=(0, (1, 1)), label="vanilla (no pruning)")
-    budgets_axis(axes, pruned["budget"])
+    budgets_axis(axes, pruned["budget"], 1.1)
+    axes.set_xlabel(BUDGET)
     axes.set_ylabel(y_name(sweep))
-    legend(axes, ["vanilla (no pruning)", *ranked(pruned, "accuracy", False)])
+    legend(axes, ["vanilla (no pruning)", *order])
     return figure
 
 
 def shift_budget(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:
-    """Distribution shift against budget."""
-    figure, axes = canvas(f"Distribution shift against budget\n{note(sweep)}", (9.2, 6.2))
-    look = style(sweep)
-    for label, part in pruned.sort_values("budget").groupby("method"):
-        axes.plot(part["budget"], part["shift"], label=label, **look[label])
-    budgets_axis(axes, pruned["budget"])
-    if (pruned["shift"].dropna() > 0).all():
+    """Distribution shift against budget; a panel a method where there are many."""
+    title = f"Distribution shift against budget\n{note(sweep)}"
+    pruned = pruned.dropna(subset=["shift"])
+    order = ranked(pruned, "shift", False)
+    if is_crowded(pruned):
+        figure = small_multiples(pruned, order, "budget", "shift", (BUDGET, metric_name(metric)), title)
+        axes = figure.axes[0]
+    else:
+        figure, axes = canvas(title)
+        look = style(sweep)
+        for label, part in pruned.sort_values("budget").groupby("method"):
+            axes.plot(part["budget"], part["shift"], label=label, **look[label])
+        axes.set_xlabel(BUDGET)
+        axes.set_ylabel(metric_name(metric))
+        legend(axes, order)
+    budgets_axis(axes, pruned["budget"], 1.9 if is_crowded(pruned) else 1.1)
+    if (pruned["shift"] > 0).all():
         axes.set_yscale("log")
         plain(axes.yaxis)
-    axes.set_ylabel(metric_name(metric))
-    legend(axes, ranked(pruned, "shift", False))
     return figure
 
 
@@ -162,22 +196,15 @@ def metric_name(metric: str) -> str:
 
 
 def shift_accuracy(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:
-    """Shift against accuracy, a mark a point, with the least-squares line and its correlations."""
-    from scipy import stats
+    """Shift against accuracy, a mark a point, lines along each method's budgets, with the least-squares line.
 
+    The mark tells the method apart; with many methods it tells the budget.
+    """
     good = pruned.dropna(subset=["shift", "accuracy"])
     x, y = good["shift"].to_numpy(float), good["accuracy"].to_numpy(float)
     log = bool(len(x)) and (x > 0).all()
-    figure, axes = canvas("", (9.2, 6.2))
-    look = style(sweep)
-    largest = np.log2(max(good["budget"].max(), 2))
-    for label, part in good.groupby("method"):
-        props = look[label]
-        size = (70 if label == REFERENCE else 30) + 130 * np.log2(part["budget"]) / largest
-        along = part.sort_values("budget")
-        axes.plot(along["shift"], along["accuracy"], color=props["color"], linewidth=0.8, alpha=0.45, zorder=2)
-        axes.scatter(part["shift"], part["accuracy"], s=size, color=props["color"], marker=props["marker"],
-                     alpha=0.85, linewidths=0.4, edgecolors="white", label=label, zorder=3)  # fmt: skip
+    figure, axes = canvas("")
+    order = marked_by_budget(axes, good) if is_crowded(good) else marked_by_method(sweep, axes, good)
     words = f"n = {len(x)} points"
     if len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0:
         u = np.log10(x) if log else x
@@ -185,42 +212,91 @@ def shift_accuracy(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:
         ends = np.linspace(u.min(), u.max(), 50)
         axes.plot(10**ends if log else ends, fit.intercept + fit.slope * ends, color="0.25", linestyle="--",
                   linewidth=1.4, label="least squares", zorder=2)  # fmt: skip
-        rho = stats.spearmanr(x, y).statistic
-        words += f"; Pearson {fit.rvalue:+.2f} {'with log shift' if log else ''}, Spearman {rho:+.2f}".replace(
-            " ,", ","
-        )
-    title = f"Shift against accuracy: {words}\n{note(sweep)}; lines join budgets, larger marks: larger budgets"
-    axes.set_title(title, loc="left", fontsize=11)
+        across = between_points(x, y, good["method"].to_numpy(), "spearman", draws=1).value
+        within = within_units(x, y, good["method"].to_numpy(), "spearman", draws=1).value
+        words += f"; Spearman over all {across:+.2f}"
+        words += f", within a method {within:+.2f} (mean)" if np.isfinite(within) else ""
+        words += f"; Pearson{' with log shift' if log else ''} {fit.rvalue:+.2f}"
+    axes.set_title(f"Shift against accuracy: {words}\n{note(sweep)}", loc="left", fontsize=11)
     if log:
         axes.set_xscale("log")
         plain(axes.xaxis)
     axes.set_xlabel(metric_name(metric))
     axes.set_ylabel(y_name(sweep))
-    legend(axes, [*ranked(good, "accuracy", False), "least squares"])
+    legend(axes, [*order, "least squares"])
+    if is_crowded(good):
+        name_marks(axes, good[good["budget"] == good["budget"].min()])
+    return figure
+
+
+def marked_by_method(sweep: Sweep, axes: Axes, good: pd.DataFrame) -> list[str]:
+    """A colour and mark a method, the larger the larger the budget; the legend's order."""
+    look, largest = style(sweep), np.log2(max(good["budget"].max(), 2))
+    for label, part in good.sort_values("budget").groupby("method"):
+        props = look[label]
+        size = (70 if label == REFERENCE else 30) + 130 * np.log2(part["budget"]) / largest
+        axes.plot(part["shift"], part["accuracy"], color=props["color"], linewidth=0.8, alpha=0.45, zorder=2)
+        axes.scatter(part["shift"], part["accuracy"], s=size, color=props["color"], marker=props["marker"],
+                     alpha=0.85, linewidths=0.4, edgecolors="white", label=label, zorder=3)  # fmt: skip
+    return ranked(good, "accuracy", False)
+
+
+def marked_by_budget(axes: Axes, good: pd.DataFrame) -> list[str]:
+    """A mark a budget, a pale line a method, the reference method's in black; the legend's order."""
+    for label, part in good.sort_values("budget").groupby("method"):
+        ours = label == REFERENCE
+        axes.plot(part["shift"], part["accuracy"], color="black" if ours else "0.75", linewidth=2 if ours else 0.8,
+                  label=label if ours else "a method's budgets", zorder=3 if ours else 1)  # fmt: skip
+    marks = budget_marks(good["budget"])
+    for budget, (marker, face) in marks.items():
+        part = good[good["budget"] == budget]
+        axes.scatter(part["shift"], part["accuracy"], s=36, marker=marker, facecolor=face, edgecolor="black",
+                     linewidths=0.6, label=f"{budget} tokens", zorder=4)  # fmt: skip
+    return [*(f"{budget} tokens" for budget in sorted(marks, reverse=True)), REFERENCE, "a method's budgets"]
+
+
+def shift_accuracy_methods(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:
+    """Shift against accuracy, a panel a method."""
+    good = pruned.dropna(subset=["shift", "accuracy"])
+    title = f"Shift against accuracy, method by method\n{note(sweep)}; a line joins a method's budgets"
+    names = metric_name(metric), y_name(sweep)
+    figure = small_multiples(good, ranked(good, "accuracy", False), "shift", "accuracy", names, title)
+    if (good["shift"] > 0).all():
+        figure.axes[0].set_xscale("log")
+        plain(figure.axes[0].xaxis)
     return figure
 
 
 def time_accuracy(sweep: Sweep, points: pd.DataFrame) -> Figure | None:
-    """Time a question against accuracy; a line joins a method's budgets."""
+    """Time a question against accuracy; a line joins a method's budgets. A panel a method where there are many."""
     good = points.dropna(subset=["ms", "accuracy"])
     if not len(good):
         return None
-    figure, axes = canvas(f"Time against accuracy (all stages, without loading)\n{note(sweep)}", (9.2, 6.2))
-    look = style(sweep)
-    for label, part in good.sort_values("budget").groupby("method"):
-        axes.plot(part["ms"], part["accuracy"], label=label, alpha=0.9, **look[label])
+    title = f"Time against accuracy: selection, projector, prefill and decoding\n{note(sweep)}; without the tower, \
+which a sweep's points share"
+    names, order = ("time a question (ms)", y_name(sweep)), ranked(good, "accuracy", False)
+    if is_crowded(good):
+        order = [label for label in order if label != VANILLA]
+        figure = small_multiples(good, order, "ms", "accuracy", names, title)
+        axes = figure.axes[0]
+    else:
+        figure, axes = canvas(title)
+        look = style(sweep)
+        for label, part in good.sort_values("budget").groupby("method"):
+            axes.plot(part["ms"], part["accuracy"], label=label, alpha=0.9, **look[label])
+        axes.set_xlabel(names[0])
+        axes.set_ylabel(names[1])
+        legend(axes, order)
     axes.set_xscale("log")
     plain(axes.xaxis)
-    axes.set_xlabel("time a question (ms)")
-    axes.set_ylabel(y_name(sweep))
-    legend(axes, ranked(good, "accuracy", False))
     return figure
 
 
 def overlap_matrix(sweep: Sweep, table: pd.DataFrame, budget: int) -> Figure:
     """Mean IoU of kept patches of every two methods, with its number in each cell."""
     square = 100 * table.pivot(index="a", columns="b", values="iou")
-    m = len(square)
+    order = alike_together(square.to_numpy())
+    square, m = square.iloc[order, order], len(square)
     title = f"Overlap of kept patches at {budget} tokens: mean IoU (%)\nn = {int(table['n'].max()):,} questions"
     if sweep.vanilla is not None:
         patches = sweep.points[sweep.vanilla].budget
@@ -237,3 +313,12 @@ def overlap_matrix(sweep: Sweep, table: pd.DataFrame, budget: int) -> Figure:
         axes.text(j, i, f"{values[i, j]:.0f}", ha="center", va="center", fontsize=8, color=colour)
     figure.colorbar(shown, ax=axes, shrink=0.8, label="IoU (%)")
     return figure
+
+
+def alike_together(square: np.ndarray) -> np.ndarray:
+    """An order (M,) of methods that puts those with much overlap (M, M, percent) side by side."""
+    if len(square) < 3:
+        return np.arange(len(square))
+    apart = 100 - (square + square.T) / 2
+    np.fill_diagonal(apart, 0)
+    return leaves_list(linkage(squareform(apart, checks=False), "average", optimal_ordering=True))

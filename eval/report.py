@@ -1,7 +1,8 @@
 """What a sweep says, from its record folders alone: `python -m eval.report FOLDER`.
 
-Below FOLDER it writes summary.csv, points.csv, shift_correlation.csv, tests.csv, overlap.csv, paper.csv (where the
-paper has such cells), report.md and figures/; timings.csv holds all that differs between two runs of the same sweep.
+Below FOLDER it writes summary.csv, points.csv, shift_correlation.csv, tests.csv, overlap.csv, seeds.csv (where a
+method ran with several), paper.csv (where the paper has such cells), report.md and figures/; timings.csv holds all
+that differs between two runs of the same sweep.
 Equal records give equal bytes. With several models or splits, the tables hold all of them and the figures lie in a
 folder each.
 """
@@ -15,10 +16,10 @@ from pathlib import Path
 import pandas as pd
 
 from eval import markdown, paper, tables
+from eval.seeds import merge_seeds, seed_table
 from eval.sweep import Sweep, kept_indices, overlap, read_sweeps
 from pruning.errors import InputError
 
-KAPPA = "gaussian_kl"
 DIGITS = {"summary": 2, "tests": 8}  # decimals; 5 in the other tables
 
 
@@ -38,7 +39,7 @@ def write_report(folder: str | Path, figures: bool = True) -> Path:
         raise InputError(f"no finished point below '{folder}'{what}; run a sweep with out={folder} first")
     found: dict[str, list[pd.DataFrame]] = {}
     sections = []
-    for sweep in sweeps:
+    for sweep in map(merge_seeds, sweeps):
         parts = all_tables(sweep)
         for name, table in parts.items():
             found.setdefault(name, []).append(table)
@@ -63,6 +64,7 @@ def all_tables(sweep: Sweep) -> dict[str, pd.DataFrame]:
         "points": tables.points(sweep, summary),
         "shift_correlation": tables.shift_correlation(sweep),
         "tests": tables.tests(sweep),
+        "seeds": seed_table(sweep),
         "overlap": overlaps(sweep),
         "paper": paper.beside(sweep, summary),
         "timings": tables.timings(sweep),
@@ -73,8 +75,8 @@ def overlaps(sweep: Sweep) -> pd.DataFrame:
     """Mean IoU of kept patches for every two methods at every budget: model, split, budget, a, b, iou, n."""
     rows = []
     patches = max(point.budget for point in sweep.points)
-    for budget in sorted({sweep.points[p].budget for p in sweep.pruned()}):
-        masks = kept_indices([sweep.points[p] for p in sweep.pruned() if sweep.points[p].budget == budget], patches)
+    for budget in sorted({sweep.points[p].budget for p in sweep.shifted()}):
+        masks = kept_indices([sweep.points[p] for p in sweep.shifted() if sweep.points[p].budget == budget], patches)
         if len(masks) < 2:
             continue
         matrix, names = overlap(masks), list(masks)
@@ -102,7 +104,9 @@ def draw(sweep: Sweep, parts: dict[str, pd.DataFrame], folder: Path, several: bo
 
     place = folder / "figures" / (f"{sweep.model}-{sweep.split}" if several else "")
     place.mkdir(parents=True, exist_ok=True)
-    made = draw_all(sweep, parts["points"], parts["timings"], parts["overlap"], KAPPA, place)
+    for old in [*place.glob("*.png"), *place.glob("*.svg")]:
+        old.unlink()  # of a sweep that had other budgets or fewer methods
+    made = draw_all(sweep, parts["points"], parts["timings"], parts["overlap"], tables.KAPPA, place)
     if draw_sheet(sweep, place / "kept_tokens.png"):
         made.append(place / "kept_tokens.png")
     return [path.relative_to(folder) for path in made]

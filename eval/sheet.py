@@ -13,6 +13,7 @@ from PIL import Image
 
 from eval.pictures import method_sheet
 from eval.sweep import KEYS, Point, Sweep
+from eval.tables import REFERENCE, RIGHT_FROM
 
 DATA = Path(__file__).resolve().parent / "tasks" / "data"
 
@@ -35,7 +36,7 @@ def draw_sheet(sweep: Sweep, path: Path, data: Path = DATA) -> bool:
     kept, words = {}, {}
     for p in chosen:
         row = read_row(sweep.points[p], asked["task"], int(asked["doc_id"]))
-        verdict = "right" if sweep.score[p, q] >= 0.5 else "wrong"
+        verdict = "right" if (row["score"] or 0) >= RIGHT_FROM else "wrong"
         kept[f"{sweep.points[p].label}: {verdict}"] = row["index"] or []
         words = row
     title = (
@@ -46,12 +47,13 @@ def draw_sheet(sweep: Sweep, path: Path, data: Path = DATA) -> bool:
 
 
 def most_disputed(sweep: Sweep) -> tuple[list[int], int]:
-    """The points of one budget and the first question with the largest variance of their scores."""
+    """Points of one budget, the reference first, and the first question with the largest variance of their scores."""
     budgets = Counter(sweep.points[p].budget for p in sweep.pruned())
     if not budgets:
         return [], 0
     budget = min(b for b, n in budgets.items() if n == max(budgets.values()))
     chosen = [p for p in sweep.pruned() if sweep.points[p].budget == budget]
+    chosen.sort(key=lambda p: sweep.points[p].label != REFERENCE)  # ours first, the others by name
     return chosen, int(np.nan_to_num(sweep.score[chosen].var(0), nan=-1.0).argmax())
 
 
@@ -65,7 +67,7 @@ def read_image(file: Path, name: str) -> Image.Image | None:
 
 
 def read_row(point: Point, task: str, doc_id: int) -> dict:
-    """The question, target and kept patches of one sample."""
+    """The question, target, kept patches and score of one sample."""
     filters = [(KEYS[0], "=", task), (KEYS[1], "=", doc_id)]
-    columns = ["question", "target", "index"]
+    columns = ["question", "target", "index", "score"]
     return pq.read_table(point.folder / "samples.parquet", columns=columns, filters=filters).to_pylist()[0]

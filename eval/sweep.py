@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class Point:
     """One finished point: a method at a budget."""
 
     folder: Path
-    label: str  # method, with the hash of its overrides where there are some
+    label: str  # method, with its overrides where there are some: acgr_tatcs (text=none)
     budget: int
     facts: dict[str, Any]  # metrics.json
 
@@ -57,18 +57,15 @@ class Sweep:
     split: str
     points: list[Point]  # the unpruned model first, then by label and falling budget
     questions: pd.DataFrame  # Q rows: task, doc_id, image_id, pair_id, weight
-    score: np.ndarray  # (P, Q) float64 0..1; NaN: not asked; a failed sample counts 0
+    score: np.ndarray  # (P, Q) float64 0..1; NaN: not asked; a failed sample counts 0; mean where seeds were merged
     shift: dict[str, np.ndarray]  # metric -> (P, Q) float32, NaN where it was not recorded
+    sums: np.ndarray  # (I, P, T, 4) tallies, see `scores.tally`; mean where seeds were merged
+    seeds: dict[int, np.ndarray] = field(default_factory=dict)  # place -> (S, T) task scores of its S seeds
 
     @cached_property
     def tasks(self) -> list[str]:
         """T task names, sorted."""
         return sorted(str(task) for task in self.questions["task"].unique())
-
-    @cached_property
-    def sums(self) -> np.ndarray:
-        """(I, P, T, 4) tallies, see `scores.tally`."""
-        return tally(self.score, *codes(self.questions))
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -110,6 +107,11 @@ class Sweep:
     def pruned(self) -> list[int]:
         """Places of all points but the unpruned model."""
         return [i for i, point in enumerate(self.points) if point.method != VANILLA]
+
+    def shifted(self) -> list[int]:
+        """Places of the points that keep fewer tokens than there are: at the full budget every shift is zero."""
+        full = np.inf if self.vanilla is None else self.points[self.vanilla].budget
+        return [i for i in self.pruned() if self.points[i].budget < full]
 
 
 def read_sweeps(folder: str | Path) -> tuple[list[Sweep], list[Failure]]:
@@ -153,9 +155,16 @@ def reason_of(facts: dict[str, Any]) -> str:
 
 
 def label_of(point: Point) -> str:
-    """The folder's name where it is the method with a hash of overrides, else the method."""
-    folder = point.folder.parent.name
-    return folder if folder.startswith(point.method + "-") else point.method
+    """The method with what was changed of its YAML, which the folder's name holds as a hash only."""
+    changed = point.facts.get("overrides")
+    if not changed:
+        return point.method
+    return f"{point.method} ({', '.join(f'{name}={plain(value)}' for name, value in sorted(changed.items()))})"
+
+
+def plain(value: Any) -> str:
+    """A hyper-parameter as it is given on the command line."""
+    return json.dumps(value).strip('"')
 
 
 def read_group(root: Path, points: list[Point]) -> tuple[Sweep | None, list[Failure]]:
@@ -220,7 +229,8 @@ def aligned(points: list[Point], tables: list[pd.DataFrame], questions: pd.DataF
     score = values.pop("score")
     shift = {name.removeprefix("shift_"): values[name] for name in sorted(values)}
     model, split = points[0].group
-    return Sweep(model, split, points, order.reset_index(drop=True), score, shift)
+    order = order.reset_index(drop=True)
+    return Sweep(model, split, points, order, score, shift, tally(score, *codes(order)))
 
 
 def kept_indices(points: Iterable[Point], patches: int) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from eval.sweep import Sweep
 
 AVERAGE = "average"
 REFERENCE, PEER, NULL = "acgr_tatcs", "downsample", "random"
+KAPPA, OUTPUT = "gaussian_kl", "output_kl"  # the default shift of the features; the yardstick, which needs the model
 RIGHT_FROM = 0.5  # a soft score counts as right from here on, in the hard subset and in McNemar's test
 SCOPES = ("across points", "within method", "per sample", "per sample minus null")
 
@@ -41,8 +42,8 @@ def summary(sweep: Sweep) -> pd.DataFrame:
                 **same, "method": point.label, "budget": point.budget, "task": task,
                 "n": round(float(count[p].sum() if task == AVERAGE else count[p, t])),
                 "failed": int(point.facts.get("failed") or 0) if task == AVERAGE else None,
-                "score": scores[p, t], **named("", interval(draws[:, p, t])),
-                "ratio": ratio[p, t], **named("ratio_", interval(ratios[:, p, t])),
+                "score": scores[p, t], **spread("", draws[:, p, t]),
+                "ratio": ratio[p, t], **spread("ratio_", ratios[:, p, t]),
                 "hard": 100 * sweep.score[p, mine].mean() if mine.any() else np.nan, "hard_n": int(mine.sum()),
             })  # fmt: skip
     return pd.DataFrame(rows).astype({"failed": "Int64"})
@@ -70,9 +71,11 @@ def with_mean(values: np.ndarray) -> np.ndarray:
     return np.concatenate([values, values.mean(-1, keepdims=True)], -1)
 
 
-def named(prefix: str, ends: tuple[float, float]) -> dict[str, float]:
-    """An interval as two columns."""
-    return {f"{prefix}low": ends[0], f"{prefix}high": ends[1]}
+def spread(prefix: str, drawn: np.ndarray) -> dict[str, float]:
+    """Interval and standard error of draws (R,) as three columns."""
+    low, high = interval(drawn)
+    error = float(np.nanstd(drawn)) if np.isfinite(drawn).any() else np.nan
+    return {f"{prefix}low": low, f"{prefix}high": high, f"{prefix}stderr": error}
 
 
 def hard_subset(sweep: Sweep, p: int) -> np.ndarray:
@@ -87,15 +90,16 @@ def tests(sweep: Sweep) -> pd.DataFrame:
     """Reference method minus each other one at the same budget: paired difference, p, and p after Holm.
 
     The reference is acgr_tatcs; without it, the unpruned model (every budget is compared with it). "average" is in
-    points of Avg % (of the mean score, without an unpruned model). Holm's family is a task's column: all methods and
-    budgets. mcnemar: exact test on the questions, where all of a task's scores are 0 or 1.
+    points of Avg % (of the mean score, without an unpruned model). The full budget is left out: nothing can differ.
+    Holm's family is a task's column: all methods and budgets. mcnemar: exact test on the questions, where all of a
+    task's scores are 0 or 1.
     """
     base = sweep.scores, sweep.draws
     average = base if sweep.vanilla is None else (sweep.relative(base[0]), sweep.relative(base[1]))
     values = np.concatenate([base[0], average[0].mean(-1, keepdims=True)], -1)
     drawn = np.concatenate([base[1], average[1].mean(-1, keepdims=True)], -1)
     rows = []
-    for p in sweep.pruned():
+    for p in sweep.shifted():
         point = sweep.points[p]
         reference = sweep.find(REFERENCE, point.budget)
         if reference is None and not any(q.label == REFERENCE for q in sweep.points):
@@ -129,7 +133,7 @@ def yes_no(sweep: Sweep, a: int, b: int, task: str) -> float:
 
 
 def shift_correlation(sweep: Sweep) -> pd.DataFrame:
-    """How each shift metric goes with accuracy. The unpruned model is left out: its shift is zero by definition.
+    """How each shift metric goes with accuracy. Points that keep every token are left out: their shift is zero.
 
     across points: a point's mean shift against its Avg % (mean score without an unpruned model); methods are drawn.
     within method: mean over methods of that correlation over their own budgets (3 or more); methods are drawn.
@@ -139,7 +143,7 @@ def shift_correlation(sweep: Sweep) -> pd.DataFrame:
         without one, and the random points themselves, are left out). What image, question and budget explain is gone;
         what stays is whether a choice that shifts less than a random one is also right more often than a random one.
     """
-    chosen = sweep.pruned()
+    chosen = sweep.shifted()
     label = np.array([sweep.points[p].label for p in chosen])
     accuracy = sweep.relative(sweep.scores) if sweep.vanilla is not None else sweep.scores
     accuracy = accuracy.mean(1)[chosen]

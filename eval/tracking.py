@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import yaml
 
-from eval.report import KAPPA
 from eval.sweep import VANILLA
+from eval.tables import KAPPA
 from pruning.errors import InputError
 
 if TYPE_CHECKING:

@@ -10,6 +10,12 @@ import re
 import sys
 from pathlib import Path
 
+LEGEND = """\
+Avg % of the unpruned model on the test split with its 95 % interval (bootstrap over images). The sign compares with
+`acgr_tatcs` at the same budget (paired, Holm over the table at 0.05): **-** below it, **+** above it, **=** not to be
+told apart. All of it: [results/embedded/test/report.md](results/embedded/test/report.md).
+
+"""
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -28,11 +34,22 @@ def included(path: str) -> str:
     return file.read_text().strip() if file.is_file() else ""
 
 
-SECTIONS = {
-    "methods": methods,
-    "main_job": lambda: included("results/embedded/main_job.md"),
-    "results": lambda: included("results/embedded/readme.md"),
-}
+def main_job() -> str:
+    """What the main job printed: `python run.py budget=16 method=acgr_tatcs > results/embedded/main_job.txt`."""
+    return f"```\n{included('results/embedded/main_job.txt')}\n```"
+
+
+def results() -> str:
+    """Every method and budget of results/embedded/test, which `scripts/results.py test` writes."""
+    from eval.compact import methods_table
+
+    folder = "results/embedded/test"
+    picture = f"{folder}/figures/ranking.png"
+    shown = f"![Accuracy by method and budget]({picture})\n\n" if (ROOT / picture).is_file() else ""
+    return shown + LEGEND + methods_table(ROOT / folder)
+
+
+SECTIONS = {"methods": methods, "main_job": main_job, "results": results}
 
 
 def render(text: str) -> str:

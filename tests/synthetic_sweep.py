@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +25,17 @@ def questions(images: int, each: int, tasks: tuple[str, ...] = TASKS) -> pd.Data
     return pd.DataFrame(rows, columns=["task", "doc_id", "question_id", "image_id", "pair_id"])
 
 
-def write_point(root: Path, method: str, budget: int, table: pd.DataFrame, label: str | None = None,
-                seconds: float = 1.0) -> Path:  # fmt: skip
+def write_point(root: Path, method: str, budget: int, table: pd.DataFrame, seconds: float = 1.0, model: str = "mini",
+                **overrides: object) -> Path:  # fmt: skip
     """One finished point: `table` holds the questions, score, index and the shift columns."""
-    folder = root / "mini" / "test" / (label or method) / str(budget)
+    label = f"{method}-{zlib.crc32(repr(overrides).encode()):08x}" if overrides else method
+    folder = root / model / "test" / label / str(budget)
     folder.mkdir(parents=True)
     rows = table.assign(type="t", question="what ?", target="a", prediction="a", failed=None, visual_tokens=budget)
     rows.to_parquet(folder / "samples.parquet", index=False)
     facts = {
-        "method": method, "budget": budget, "model": "mini", "split": "test", "overrides": {}, "status": "finished",
-        "tasks": {}, "average": 0.0, "shift": {}, "visual_tokens": budget, "failed": 0,
+        "method": method, "budget": budget, "model": model, "split": "test", "overrides": overrides,
+        "status": "finished", "tasks": {}, "average": 0.0, "shift": {}, "visual_tokens": budget, "failed": 0,
         "seconds": {"tower": seconds, "decode": 2 * seconds}, "peak_memory_mb": 100.0, "created": "2026-01-01",
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(facts))

@@ -1,6 +1,7 @@
 """A report of a small sweep whose answer is known."""
 
 import io
+import json
 import shutil
 
 import numpy as np
@@ -8,6 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from eval.cell import verdicts
+from eval.compact import ablation_table, methods_table
 from eval.paper import judge, unlike
 from eval.report import main, write_report
 from eval.scores import average_percent, task_scores
@@ -17,6 +20,7 @@ from tests.synthetic_sweep import PATCHES, answers, questions, write_failed, wri
 
 SKILLS = {"random": 0.1, "downsample": 0.2, "visionzip": 0.5, "acgr_tatcs": 0.95}
 BUDGETS = (16, 32, 64)
+OFFICIAL = ("gqa", "mme", "pope", "scienceqa_img", "textvqa_val")
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +174,90 @@ def test_verdicts_of_the_papers_cells(report):
 def test_an_empty_folder_is_one_line_and_status_2(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "no finished point below" in capsys.readouterr().err
+
+
+def test_changed_hyper_parameters_are_named_and_seeds_are_one_point(tmp_path):
+    asked = questions(20, 2)
+    write_point(tmp_path, "vanilla", PATCHES, answers(asked, PATCHES, 1.0, 0, full=True))
+    write_point(tmp_path, "acgr_tatcs", 16, answers(asked, 16, 0.9, 1))
+    write_point(tmp_path, "acgr_tatcs", 16, answers(asked, 16, 0.9, 2), text="none", layers=[0.5])
+    runs = [answers(asked, 16, 0.2, seed) for seed in range(3)]
+    for seed, table in enumerate(runs):
+        write_point(tmp_path, "random", 16, table, **({"seed": seed} if seed else {}))
+    write_report(tmp_path, figures=False)
+    summary = pd.read_csv(tmp_path / "summary.csv").query("task == 'average'").set_index("method")
+    assert set(summary.index) == {"vanilla", "acgr_tatcs", "acgr_tatcs (layers=[0.5], text=none)", "random"}
+    means = [np.mean(list(task_scores(table).values())) for table in runs]
+    assert summary.loc["random", "score"] == pytest.approx(np.mean(means), abs=0.006)
+    spread = pd.read_csv(tmp_path / "seeds.csv").query("task == 'average'").iloc[0]
+    assert spread["seeds"] == 3 and spread["sd"] == pytest.approx(np.std(means, ddof=1), abs=1e-4)
+    assert (spread["least"], spread["most"]) == pytest.approx((min(means), max(means)), abs=1e-4)
+    points = pd.read_csv(tmp_path / "points.csv").set_index("method")
+    kappa = np.mean([table["shift_gaussian_kl"].mean() for table in runs])
+    assert points.loc["random", "gaussian_kl"] == pytest.approx(kappa, rel=1e-4)
+    assert "Spread over seeds" in (tmp_path / "report.md").read_text()
+    table = ablation_table(tmp_path)
+    assert "| *default* |" in table and "| layers=[0.5], text=none |" in table and "random" not in table
+
+
+@pytest.fixture(scope="module")
+def paper_model(tmp_path_factory):
+    """A record as LLaVA-1.5-7B on the official tasks would leave it, with scores of the paper's size."""
+    folder, asked = tmp_path_factory.mktemp("paper"), questions(150, 2, OFFICIAL)
+    for method, budget, share in (("vanilla", 576, 0.75), ("scope", 16, 0.769), ("acgr_tatcs", 16, 0.5)):
+        shuffled = np.random.default_rng(budget).permutation(300)
+        right = np.tile((shuffled < share * 300) * 1.0, len(OFFICIAL))  # the same share in every task
+        table = answers(asked, budget, 1.0, 0, full=budget == 576).assign(score=right)
+        write_point(folder, method, budget, table, model="llava15_7b")
+    for file in folder.rglob("metrics.json"):
+        facts = json.loads(file.read_text())
+        facts["tasks"] = {
+            "mme": {"metrics": {"mme_perception_score": 1200.0, "mme_cognition_score": 300.0}},
+            "pope": {"metrics": {"pope_f1_score": 0.853}},
+        }
+        file.write_text(json.dumps(facts))
+    return folder
+
+
+def test_the_papers_model_is_judged_cell_by_cell(paper_model):
+    write_report(paper_model, figures=False)
+    cells = pd.read_csv(paper_model / "paper.csv").set_index(["method", "budget", "column"])
+    pope, sqa, mme = (cells.loc[("scope", 16, column)] for column in ("POPE", "SQA", "MME"))
+    assert pope["verdict"] == "within interval" and pope["low"] < 76.9 < pope["high"]
+    assert sqa["verdict"] == "above" and sqa["low"] > sqa["paper"] == 68.2
+    assert mme["ours"] == pytest.approx(1500) and mme["difference"] == pytest.approx(1500 - 1562)
+    assert cells.loc[("acgr_tatcs", 16, "POPE"), "verdict"] == "below"
+    assert cells.loc[("vanilla", 576, "POPE"), "why"] == "F1 against accuracy (our F1 is 85.3)"
+    assert cells.loc[("scope", 16, "avg_percent"), "why"] == "its POPE ratio is accuracy over F1"
+    text = (paper_model / "report.md").read_text()
+    assert "| scope | 16 | POPE | 76.9 |" in text and "| within interval |" in text
+
+
+def test_a_cell_prints_its_verdict(paper_model, sweep_folder):
+    lines = verdicts(paper_model / "llava15_7b" / "test" / "scope" / "16").splitlines()
+    (pope,) = (line for line in lines if line.startswith("POPE"))
+    assert pope.split()[3] == "76.9" and pope.endswith("pass: the paper's number lies in our 95 % interval")
+    assert float(pope.split()[4]) == pytest.approx(float(pope.split()[1]) - 76.9, abs=0.11)
+    assert 0.5 < float(pope.split()[2]) < 5  # the standard error
+    other = verdicts(sweep_folder / "mini" / "test" / "visionzip" / "32")
+    assert "not comparable: another model (mini)" in other
+    assert (
+        verdicts(sweep_folder / "mini" / "test" / "random" / "16") == "the paper has no cell for random at 16 tokens"
+    )
+
+
+def test_many_methods_get_panels_and_the_full_budget_is_no_shift(tmp_path):
+    methods = {f"m{i}": i / 12 for i in range(10)} | {"acgr_tatcs": 0.95}
+    write_sweep(tmp_path, methods, (16, 64, PATCHES), images=6, each=1)
+    write_report(tmp_path)
+    made = {file.stem for file in (tmp_path / "figures").glob("*.png")}
+    assert {"ranking", "shift_accuracy_methods", "overlap_16"} <= made and "overlap_64" not in made
+    assert pd.read_csv(tmp_path / "tests.csv")["budget"].max() == 64
+    found = pd.read_csv(tmp_path / "shift_correlation.csv").query("scope == 'across points'")
+    assert set(found["n"]) == {2 * len(methods)}
+    svg = (tmp_path / "figures" / "accuracy_budget.svg").read_text()
+    assert all(f">{method}<" in svg for method in methods)  # a titled panel each
+    order = methods_table(tmp_path).splitlines()[2:]
+    points = pd.read_csv(tmp_path / "points.csv").query("budget == 16").sort_values("accuracy", ascending=False)
+    shown = [row.split("`")[1] for row in order[:11]]
+    assert list(points.set_index("method").loc[shown, "accuracy"]) == list(points["accuracy"])

@@ -123,3 +123,32 @@ def test_within_units_is_blind_to_what_lies_between_them():
     found = within_units(step + offset, offset - step, unit, "spearman")
     assert found.value == found.low == found.high == -1 and found.units == 4
     assert between_points(step + offset, offset - step, unit, "pearson").value > 0.9
+
+
+def test_paired_difference_covers_the_truth_and_keeps_its_level_in_simulations():
+    """Two methods that differ by 5 points, and two that do not: questions of an image go together."""
+    rng, hit, false, runs = np.random.default_rng(7), 0, 0, 600
+    image = np.repeat(np.arange(100), 3)
+    for seed in range(runs):
+        luck = rng.beta(4, 2, 100)[image] * 0.9  # mean 0.6
+        a, b, c = ((rng.random(300) < luck + gap) * 1.0 for gap in (0.05, 0.0, 0.0))
+        gap = paired_difference(frame(a, image), frame(b, image), draws=300, seed=seed)["t"]
+        hit += gap.low <= 5 <= gap.high
+        false += paired_difference(frame(b, image), frame(c, image), draws=300, seed=seed)["t"].p < 0.05
+    assert 0.93 <= hit / runs <= 0.97
+    assert 0.03 <= false / runs <= 0.07
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_interval_of_a_correlation_covers_the_truth_in_simulations(kind):
+    """Normal pairs with correlation 0.5: Spearman's rho and Kendall's tau have closed forms (Kruskal 1958)."""
+    r = 0.5
+    truth = {"pearson": r, "spearman": 6 / np.pi * np.arcsin(r / 2), "kendall": 2 / np.pi * np.arcsin(r)}[kind]
+    rng, hit, runs = np.random.default_rng(8), 0, 400
+    for _ in range(runs):
+        x = rng.normal(size=150)
+        y = r * x + np.sqrt(1 - r * r) * rng.normal(size=150)
+        y = np.round(y, 2)  # what `between_samples` rounds to for Kendall
+        found = between_samples(x, y, np.arange(150), kind, draws=300)
+        hit += found.low <= truth <= found.high
+    assert 0.92 <= hit / runs <= 0.98

@@ -12,6 +12,7 @@ from wandb.sdk.internal.datastore import DataStore
 
 from eval import tracking
 from eval.report import write_report
+from tests.sandbox import call
 from tests.synthetic_sweep import write_sweep
 
 OFFLINE = {"name": "wandb", "project": "dcp-prune", "mode": "offline"}
@@ -21,11 +22,17 @@ def read_run(folder):
     """Config, summary and history (nested names joined by /) of the one offline run below `folder`, and its files."""
     wandb.teardown()  # the writer is a process of its own; this waits until the file is whole
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    store, found = DataStore(), {"config": {}, "summary": {}, "history": {}}
+    return read(path), path.parent / "files"
+
+
+def read(path):
+    """Name, config, summary and history of a run's file."""
+    store, found = DataStore(), {"name": "", "config": {}, "summary": {}, "history": {}}
     store.open_for_scan(str(path))
     while (data := store.scan_data()) is not None:
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
+        found["name"] = record.run.display_name or found["name"]
         updates = {
             "config": record.run.config.update,
             "summary": record.summary.update,
@@ -34,7 +41,7 @@ def read_run(folder):
         for name, items in updates.items():
             for item in items:
                 found[name]["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
-    return found, path.parent / "files"
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +70,39 @@ def test_a_point_is_one_run_with_its_scores_config_samples_and_pictures(folder, 
 
 
 def test_a_sweep_is_one_run_with_correlations_scatter_and_figures(folder):
-    write_report(folder, figures=False)
-    (folder / "figures").mkdir()
-    Image.new("RGB", (8, 8)).save(folder / "figures" / "accuracy_budget.png")
+    write_report(folder)
     tracking.log_sweep(folder, OFFLINE)
     found, files = read_run(folder)
     table = pd.read_csv(folder / "shift_correlation.csv")
     expected = tracking.correlations(table)
     assert len(expected) > 20
     assert {key: found["summary"][f"correlation/{key}"] for key in expected} == pytest.approx(expected)
-    assert found["history"]["figures/accuracy_budget/_type"] == "image-file"
+    for file in (folder / "figures").glob("*.png"):
+        logged = files / found["history"][f"figures/{file.stem}/path"]
+        assert logged.read_bytes() == file.read_bytes()
+    points = pd.read_csv(folder / "points.csv").query("method != 'vanilla'")
     scatter = json.loads((files / found["history"]["shift_accuracy_table/path"]).read_text())
-    assert len(scatter["data"]) == 6
+    drawn = pd.DataFrame(scatter["data"], columns=scatter["columns"])
+    assert list(drawn["accuracy"]) == pytest.approx(list(points["accuracy"]))
+    assert list(drawn["gaussian_kl"]) == pytest.approx(list(points["gaussian_kl"])) and len(drawn) == 6
     logged = json.loads((files / found["history"]["shift_correlation/path"]).read_text())
-    assert len(logged["data"]) == len(table)
+    logged = pd.DataFrame(logged["data"], columns=logged["columns"])
+    assert list(logged["value"]) == pytest.approx(list(table["value"]), nan_ok=True)
+
+
+def test_a_real_sweep_leaves_a_run_a_point_and_one_for_itself(tmp_path):
+    out, words = tmp_path / "out", ["budget=16,32", "method=uniform,random", "pictures=1", "tracking=wandb"]
+    assert call("-m", *words, "limit=6", f"out={out}") == 0
+    wandb.teardown()
+    runs = {run["name"]: run for run in map(read, out.glob("wandb/offline-run-*/*.wandb"))}
+    points = {f"mini-test-first6-{method}-{budget}" for method in ("uniform", "random") for budget in (16, 32)}
+    assert set(runs) == points | {"sweep-out"}
+    metrics = json.loads((out / "mini" / "test-first6" / "uniform" / "16" / "metrics.json").read_text())
+    logged = runs["mini-test-first6-uniform-16"]["summary"]
+    assert logged["average"] == pytest.approx(metrics["average"])
+    assert logged["shift/gaussian_kl"] == pytest.approx(metrics["shift"]["gaussian_kl"])
+    assert logged["tasks/mini_gqa/score"] == metrics["tasks"]["mini_gqa"]["score"]
+    expected = tracking.correlations(pd.read_csv(out / "shift_correlation.csv"))
+    assert len(expected) > 20
+    summary = runs["sweep-out"]["summary"]
+    assert {key: summary[f"correlation/{key}"] for key in expected} == pytest.approx(expected)
