@@ -104,7 +104,7 @@ class VisualTokens:
             carried={name: x.gather(1, chosen) for name, x in self.carried.items()},
         )
 
-    def rows(self, which: Tensor) -> VisualTokens:
+    def rows(self, which: Tensor | slice) -> VisualTokens:
         """The tokens of crops `which` (R,), repeats allowed: one crop can serve several questions."""
 
         def follow(name: str) -> Callable[[], Tensor]:
