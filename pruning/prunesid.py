@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruning.base import Pruner
 from pruning.errors import InputError
-from pruning.ops import top
+from pruning.ops import by_parts, gram, products, top
 from pruning.tokens import Question, VisualTokens
 
 
@@ -23,6 +23,7 @@ def centred(hidden: Tensor) -> Tensor:
     return a - a.mean(1, keepdim=True)
 
 
+@by_parts
 def components(a: Tensor, q: int) -> Tensor:
     """Loadings of the first q principal components: samples by variables (B, D, n) -> (B, n, q).
 
@@ -31,7 +32,7 @@ def components(a: Tensor, q: int) -> Tensor:
     """
     a = a.double()
     wide = a.shape[1] < a.shape[2]
-    values, vectors = torch.linalg.eigh(a @ a.mT if wide else a.mT @ a)  # ascending
+    values, vectors = torch.linalg.eigh(products(a if wide else a.mT))  # ascending
     values, vectors = values.flip(-1)[:, None, :q], vectors.flip(-1)[..., :q]
     real = values > 1e-10 * values[..., :1]  # about float32's resolution of the singular values, squared
     if wide:
@@ -92,6 +93,7 @@ def quotas(size: Tensor, kept: Tensor, budget: int) -> Tensor:
     return taken.scatter_add(1, order, more)
 
 
+@by_parts
 def ordered(hidden: Tensor, attention: Tensor, group: Tensor, groups: int, budget: int) -> Tensor:
     """The kept tokens, group after group: (B, n, D), (B, n), (B, n) in 0..groups-1 -> (B, budget - 1) slots.
 
@@ -99,8 +101,7 @@ def ordered(hidden: Tensor, attention: Tensor, group: Tensor, groups: int, budge
     suppressed by a more attended one of its group above budget / 32 times the mean pairwise similarity.
     """
     b, n = attention.shape
-    unit = F.normalize(hidden.float(), dim=-1)
-    similarity = unit @ unit.mT
+    similarity = gram(hidden.float())
     pairs = similarity.sum((1, 2), dtype=torch.float64) - similarity.diagonal(dim1=1, dim2=2).double().sum(1)
     threshold = (budget / 32) * (pairs / (n * (n - 1))).float()[:, None, None]
     rank = top(attention, n).argsort(-1)  # (B, n), 0 = most attended
