@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CACHE = 12 * 2**20  # bytes of the largest argument that a part of a batch may have on a CPU
+CACHE = 6 * 2**20  # bytes of the largest argument that a part of a batch may have on a CPU
 STRIPS = 6  # of a Gram matrix: the more, the less is computed twice, but the smaller each product
 
 
