@@ -10,7 +10,7 @@ from torch import Tensor
 from pruning.base import Pruner
 from pruning.clip_text import SIGNS, relevance
 from pruning.errors import one_of
-from pruning.ops import gram, top
+from pruning.ops import by_parts, one_by_one, top, unit
 from pruning.tokens import Question, VisualTokens
 
 NORMALISE = ("image", "batch")
@@ -24,30 +24,32 @@ def rescale(r: Tensor, normalise: str) -> Tensor:
     return torch.where(spread > 1e-6, (r - low + 1e-6) / spread.clamp(min=1e-6), 1.0)
 
 
-def greedy_map(similarity: Tensor, r: Tensor, k: int) -> Tensor:
-    """Greedy MAP of the DPP with kernel r_i S_ij r_j (Chen et al. 2018, arXiv 1709.05135).
+@by_parts
+def greedy_map(x: Tensor, r: Tensor, k: int) -> Tensor:
+    """Greedy MAP of the DPP with kernel r_i cos(x_i, x_j) r_j (Chen et al. 2018, arXiv 1709.05135).
 
-    Similarities (B, n, n) and relevance (B, n) -> (B, k) slots, all distinct. Each step takes the token with the
+    Features (B, n, D) and relevance (B, n) -> (B, k) slots, all distinct. Each step takes the token with the
     largest remaining determinant gain d. Where no gain is above rounding noise (k exceeds the kernel's rank), the
     rest are the tokens with the largest diagonal.
     """
-    b, n = r.shape
-    gain = diagonal = r * similarity.diagonal(dim1=1, dim2=2) * r  # (B, n)
-    noise, rows = 1e-6 * diagonal, torch.arange(b, device=r.device)
-    factors = r.new_empty(b, k, n)  # rows of the Cholesky factor built so far
-    rank = diagonal / (diagonal.amax(1, keepdim=True) + 1e-12)  # (B, n) in [0, 1]: the order of the leftovers
+    u = unit(x)
+    diagonal = r * u.square().sum(-1) * r  # (B, n)
+    noise, similar = 1e-6 * diagonal, one_by_one(u, k)
+    gain = diagonal.where(diagonal > noise, -torch.inf)  # -inf: picked, or spanned by the picks
+    factors = r.new_empty(len(r), k, r.shape[1])  # rows of the Cholesky factor built so far
+    picks, lives = [], []
     for step in range(k):
-        live, pick = gain.where(gain > noise, -torch.inf).max(1)  # the first of equals
-        spanned = live == -torch.inf
-        if spanned.all():
-            break
-        place = torch.where(spanned, rank[rows, pick], 2.0 + k - step)
-        rank = rank.scatter(1, pick[:, None], place[:, None])
-        past = (factors[rows, None, :step, pick] @ factors[:, :step])[:, 0]  # (B, n)
-        new = r[rows, pick, None] * similarity[rows, pick] * r - past
-        factors[:, step] = new / live[:, None].sqrt()  # NaN in a spanned image: no gain of it exceeds the noise again
-        gain = (gain - factors[:, step].square()).scatter(1, pick[:, None], -torch.inf)
-    return top(rank, k)
+        live, pick = gain.max(1, keepdim=True)  # (B, 1), the first of equals
+        past = factors[:, :step].gather(2, pick[..., None].expand(-1, step, 1)).mT @ factors[:, :step]  # (B, 1, n)
+        new = r.gather(1, pick) * similar(pick[:, 0]) * r - past[:, 0]
+        factors[:, step] = new / live.sqrt()  # NaN in a spanned image: all its gains are -inf already
+        gain = gain - factors[:, step].square()
+        gain = gain.where(gain > noise, -torch.inf).scatter_(1, pick, -torch.inf)
+        picks.append(pick)
+        lives.append(live)
+    place = torch.arange(k + 1, 1, -1.0, device=r.device).where(torch.cat(lives, 1) > -torch.inf, 0.0)  # (B, k)
+    rank = diagonal / (diagonal.amax(1, keepdim=True) + 1e-12)  # (B, n) in [0, 1]: the order of the leftovers
+    return top(rank.scatter_reduce(1, torch.cat(picks, 1), place, "amax"), k)
 
 
 @dataclass
@@ -73,4 +75,4 @@ class CDPruner(Pruner):
 
     def select(self, tokens: VisualTokens, question: Question) -> Tensor:
         r = rescale(relevance(tokens, question, self.sign, cosine=True), self.normalise)  # (B, n)
-        return greedy_map(gram(tokens.projected), r, self.keeps(tokens.patches))
+        return greedy_map(tokens.projected, r, self.keeps(tokens.patches))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pruning.base import Pruner
-from pruning.ops import top, unit
+from pruning.ops import by_parts, top, unit
 from pruning.tokens import Question, VisualTokens, take
 
 
@@ -29,6 +29,7 @@ def shares(total: int, live: Tensor) -> Tensor:
     return torch.where(live, total // count + (rank < total % count).long(), 0)
 
 
+@by_parts
 def least_duplicated(states: Tensor, pivots: Tensor, quota: Tensor, taken: Tensor) -> Tensor:
     """Pivot after pivot, adds the free tokens with the lowest cosine similarity to it.
 

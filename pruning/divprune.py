@@ -8,25 +8,42 @@ import torch
 from torch import Tensor
 
 from pruning.base import Pruner
-from pruning.ops import gram
-from pruning.tokens import Question, VisualTokens
+from pruning.ops import by_parts, one_by_one, unit
+from pruning.tokens import Question, VisualTokens, take
 
 
-def max_min(similarity: Tensor, k: int) -> Tensor:
-    """Greedy max-min diversity: cosine similarities (B, n, n) -> (B, k) slots in the order picked, all distinct.
+def loneliest(u: Tensor, rows: int = 32) -> Tensor:
+    """The token with the most distant nearest neighbour: unit vectors (B, n, D) -> slots (B,), the first of equals.
+
+    Branch and bound: whatever is seen of a token bounds the distance to its nearest from above. The rows of the
+    tokens with the largest bounds are computed until the largest distance is known.
+    """
+    n = u.shape[1]
+    bound = u.new_full(u.shape[:2], torch.inf)  # (B, n), exact where `known`
+    known = torch.zeros_like(bound, dtype=torch.bool)
+    ask = torch.arange(0, n, -(-n // rows), device=u.device).expand(len(u), -1)  # spread evenly at first
+    while True:
+        distance = (1 - take(u, ask) @ u.mT).scatter_(2, ask[..., None], torch.inf)  # (B, m, n)
+        bound = torch.minimum(bound, distance.amin(1)).scatter_(1, ask, distance.amin(2))
+        known.scatter_(1, ask, True)
+        best = bound.where(known, -torch.inf).amax(1, keepdim=True)
+        if not ((bound >= best) & ~known).any():
+            return bound.where(known, -torch.inf).argmax(1)
+        ask = bound.masked_fill(known, -torch.inf).topk(min(rows, n)).indices
+
+
+@by_parts
+def max_min(x: Tensor, k: int) -> Tensor:
+    """Greedy max-min diversity in cosine distance: (B, n, D) -> (B, k) slots in the order picked, all distinct.
 
     The first pick has the most distant nearest neighbour, each next one the largest distance to its nearest pick.
     """
-    nearest = similarity.clone()
-    nearest.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-    score = 1 - nearest.amax(1)  # (B, n): distance of each token to its nearest other
-    picks, rows = [], torch.arange(len(similarity), device=similarity.device)
-    closest = torch.full_like(score, torch.inf)  # distance to the nearest pick; -inf once picked
-    for _ in range(k):
-        pick = score.argmax(1)  # the first of equals
-        picks.append(pick)
-        closest = torch.minimum(closest, 1 - similarity[rows, pick])
-        score = closest.scatter_(1, pick[:, None], -torch.inf)
+    u = unit(x)
+    picks, similar = [loneliest(u)], one_by_one(u, k - 1)
+    closest = u.new_full(u.shape[:2], torch.inf)  # distance to the nearest pick; -inf once picked
+    for _ in range(k - 1):
+        closest = torch.minimum(closest, 1 - similar(picks[-1])).scatter_(1, picks[-1][:, None], -torch.inf)
+        picks.append(closest.argmax(1))  # the first of equals
     return torch.stack(picks, 1)
 
 
@@ -40,4 +57,4 @@ class DivPrune(Pruner):
     """
 
     def select(self, tokens: VisualTokens, question: Question | None) -> Tensor:
-        return max_min(gram(tokens.projected), self.keeps(tokens.patches))
+        return max_min(tokens.projected, self.keeps(tokens.patches))

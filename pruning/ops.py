@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+CACHE = 6 * 2**20  # bytes of the largest argument that a part of a batch may have on a CPU
+STRIPS = 6  # of a Gram matrix: the more, the less is computed twice, but the smaller each product
+
+
+def by_parts(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorator: on a CPU a few images of the batch at a time, so that what they become stays in the cache.
+
+    Arguments that are tensors, and the result, have the batch in front; images must not depend on each other.
+    """
+
+    @wraps(function)
+    def in_parts(*arguments: object) -> Tensor:
+        tensors = [x for x in arguments if isinstance(x, Tensor)]
+        images, bytes_ = len(tensors[0]), max(x.nbytes for x in tensors)
+        step = max(1, CACHE * images // max(bytes_, 1)) if tensors[0].device.type == "cpu" else images
+        if step >= images:
+            return function(*arguments)
+        parts = [slice(low, low + step) for low in range(0, images, step)]
+        return torch.cat([function(*(x[p] if isinstance(x, Tensor) else x for x in arguments)) for p in parts])
+
+    return in_parts
 
 
 def top(score: Tensor, k: int) -> Tensor:
@@ -45,8 +70,31 @@ def unit(x: Tensor) -> Tensor:
 
 def gram(x: Tensor) -> Tensor:
     """Cosine similarities of a set with itself, in the dtype of `x`: (B, n, D) -> (B, n, n)."""
-    u = unit(x)
-    return u @ u.transpose(-1, -2)
+    return products(unit(x))
+
+
+def products(x: Tensor) -> Tensor:
+    """All dot products of a set with itself: (B, n, D) -> (B, n, n), symmetric; each strip from its diagonal on."""
+    n = x.shape[1]
+    out, height = x.new_empty(*x.shape[:2], n), max(1, -(-n // STRIPS))
+    for low in range(0, n, height):
+        high = min(low + height, n)
+        strip = x[:, low:high] @ x[:, low:].mT
+        out[:, low:high, low:] = strip
+        out[:, high:, low:high] = strip[..., high - low :].mT
+    return out
+
+
+def one_by_one(u: Tensor, picks: int) -> Callable[[Tensor], Tensor]:
+    """A function from slots (B,) to their products with all rows of `u` (B, n, D): (B, n), called `picks` times.
+
+    Few picks need not pay for all n x n products; a product asked for alone costs about four of a whole matrix.
+    """
+    image = torch.arange(len(u), device=u.device)
+    if 4 * picks < u.shape[1]:
+        return lambda slot: dots(u, u[image, slot])
+    every = products(u)
+    return lambda slot: every[image, slot]
 
 
 def dots(x: Tensor, v: Tensor) -> Tensor:

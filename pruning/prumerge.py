@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pruning.base import Pruner
 from pruning.merging import with_summary
-from pruning.ops import dots, top, unit
+from pruning.ops import by_parts, dots, top, unit
 from pruning.tokens import Question, VisualTokens, take
 
 
@@ -25,6 +25,7 @@ def single_head_row(tokens: VisualTokens) -> Tensor:
     return logits.softmax(-1)[:, 1:]
 
 
+@by_parts
 def enrich(hidden: Tensor, keys: Tensor, attention: Tensor, kept: Tensor, neighbours: int = 32) -> Tensor:
     """Kept tokens plus the attention-weighted sum of their look-alikes, then the sum of all others.
 
@@ -36,14 +37,17 @@ def enrich(hidden: Tensor, keys: Tensor, attention: Tensor, kept: Tensor, neighb
     taken = torch.zeros_like(attention).scatter_(1, kept, 1.0)
     repeats = k - taken.sum(1, keepdim=True).long()
     free = taken.argsort(dim=1, stable=True)  # slots that are not kept come first, ascending
-    pool = torch.cat([kept, free.gather(1, repeats + torch.arange(n - k, device=kept.device))], 1)  # (B, n)
-    x, u, weight = take(hidden, pool), unit(take(keys, pool)), attention.gather(1, pool)
-    similarity = u[:, :k] @ u.transpose(1, 2)  # (B, k, n)
+    rest = free.gather(1, repeats + torch.arange(n - k, device=kept.device))
+    pool = torch.cat([kept, rest], 1)  # (B, n) the official order, which decides ties
+    u = unit(keys)
+    similarity = (take(u, kept) @ u.mT).gather(2, pool[:, None].expand(-1, k, -1))  # (B, k, n)
     similarity.diagonal(dim1=1, dim2=2).fill_(-torch.inf)  # not its own neighbour
-    near = top(similarity, min(neighbours, n - 1))  # (B, k, neighbours)
-    spread = weight[:, None].expand(-1, k, -1)
-    mixing = torch.zeros_like(similarity).scatter_(2, near, spread.gather(2, near))
-    return torch.cat([x[:, :k] + mixing @ x, weight[:, None, k:] @ x[:, k:]], 1)
+    near = pool[:, None].expand(-1, k, -1).gather(2, top(similarity, min(neighbours, n - 1)))  # (B, k, neighbours)
+    weight = attention[:, None].expand(-1, k, -1)
+    mixing = torch.zeros_like(similarity).scatter_add_(2, near, weight.gather(2, near))  # `pool` may repeat
+    left = torch.zeros_like(attention).scatter_(1, rest, attention.gather(1, rest))
+    mixed = torch.cat([mixing, left[:, None]], 1) @ hidden  # (B, k + 1, D)
+    return torch.cat([take(hidden, kept) + mixed[:, :k], mixed[:, k:]], 1)
 
 
 def outliers(attention: Tensor) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruning.base import Pruner
 from pruning.errors import InputError
-from pruning.ops import top
+from pruning.ops import by_parts, gram, products, top
 from pruning.tokens import Question, VisualTokens
 
 
@@ -23,20 +23,58 @@ def centred(hidden: Tensor) -> Tensor:
     return a - a.mean(1, keepdim=True)
 
 
+@by_parts
 def components(a: Tensor, q: int) -> Tensor:
-    """Loadings of the first q principal components: samples by variables (B, D, n) -> (B, n, q).
+    """Loadings of the first q principal components: samples by variables (B, D, n) -> (B, n, q), in float64.
 
-    Eigenvectors of the smaller Gram matrix in float64: the right singular vectors of `a`, up to sign. Components
-    without variance load nothing, so that rounding noise makes no groups.
+    The right singular vectors of `a`, up to sign. Few of many are found without the full decomposition, which steps
+    in where that leaves a doubt.
     """
     a = a.double()
+    if min(a.shape[1:]) <= 64 * q:
+        return decomposed(a, q)
+    vectors, error = leading(a, q)
+    doubtful = ~(error < 1e-6)
+    if doubtful.any():
+        vectors[doubtful] = decomposed(a[doubtful], q)
+    return vectors
+
+
+def decomposed(a: Tensor, q: int) -> Tensor:
+    """`components` by the eigenvectors of the smaller Gram matrix.
+
+    Components without variance load nothing, so that rounding noise makes no groups.
+    """
     wide = a.shape[1] < a.shape[2]
-    values, vectors = torch.linalg.eigh(a @ a.mT if wide else a.mT @ a)  # ascending
+    values, vectors = torch.linalg.eigh(products(a if wide else a.mT))  # ascending
     values, vectors = values.flip(-1)[:, None, :q], vectors.flip(-1)[..., :q]
     real = values > 1e-10 * values[..., :1]  # about float32's resolution of the singular values, squared
     if wide:
         vectors = a.mT @ vectors / values.clamp(min=torch.finfo(values.dtype).tiny).sqrt()
     return torch.where(real, vectors, 0.0)
+
+
+def leading(a: Tensor, q: int, steps: int = 4, guard: int = 8) -> tuple[Tensor, Tensor]:
+    """`components` by a block Krylov iteration: (B, D, n) -> (B, n, q) and a bound (B,) on the error of a loading.
+
+    The bound is the residual over the gap to the neighbouring eigenvalue; without a gap it is infinite or NaN.
+    """
+    start = torch.randn(a.shape[2], q + guard, generator=torch.Generator().manual_seed(0), dtype=a.dtype)
+    last = basis = torch.linalg.qr(a.mT @ (a @ start.to(a.device))).Q
+    for _ in range(steps):
+        new = a.mT @ (a @ last)
+        for _ in range(2):  # once leaves what rounding left
+            new = new - basis @ (basis.mT @ new)
+        last = torch.linalg.qr(new).Q
+        basis = torch.cat([basis, last], 2)
+    image = a @ basis
+    values, mix = torch.linalg.eigh(image.mT @ image)  # ascending
+    values, mix = values.flip(-1), mix.flip(-1)[..., :q]
+    vectors = basis @ mix
+    residual = (a.mT @ (image @ mix) - vectors * values[:, None, :q]).norm(dim=1)  # (B, q)
+    gap = values.diff(dim=1).neg()[:, :q]  # to the next one
+    gap = torch.minimum(gap, torch.cat([gap[:, :1], gap[:, :-1]], 1))
+    return vectors, (residual / gap).amax(1)
 
 
 def random_components(a: Tensor, q: int, seed: int) -> Tensor:
@@ -92,6 +130,7 @@ def quotas(size: Tensor, kept: Tensor, budget: int) -> Tensor:
     return taken.scatter_add(1, order, more)
 
 
+@by_parts
 def ordered(hidden: Tensor, attention: Tensor, group: Tensor, groups: int, budget: int) -> Tensor:
     """The kept tokens, group after group: (B, n, D), (B, n), (B, n) in 0..groups-1 -> (B, budget - 1) slots.
 
@@ -99,8 +138,7 @@ def ordered(hidden: Tensor, attention: Tensor, group: Tensor, groups: int, budge
     suppressed by a more attended one of its group above budget / 32 times the mean pairwise similarity.
     """
     b, n = attention.shape
-    unit = F.normalize(hidden.float(), dim=-1)
-    similarity = unit @ unit.mT
+    similarity = gram(hidden.float())
     pairs = similarity.sum((1, 2), dtype=torch.float64) - similarity.diagonal(dim1=1, dim2=2).double().sum(1)
     threshold = (budget / 32) * (pairs / (n * (n - 1))).float()[:, None, None]
     rank = top(attention, n).argsort(-1)  # (B, n), 0 = most attended

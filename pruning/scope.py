@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pruning.base import Pruner
+from pruning.ops import by_parts, gram
 from pruning.tokens import Question, VisualTokens
 
 CANDIDATES = (32, 128)  # gains recomputed at first and when they did not settle the pick; then all
@@ -36,12 +36,15 @@ def settle(bound: Tensor, similarity: Tensor, cover: Tensor, weight: Tensor) -> 
     return bound
 
 
-def greedy(similarity: Tensor, weight: Tensor, k: int) -> Tensor:
-    """Greedy weighted facility location: (B, n, n) symmetric, (B, n) at least 0 -> (B, k) slots in order of choice.
+@by_parts
+def greedy(x: Tensor, weight: Tensor, k: int) -> Tensor:
+    """Greedy weighted facility location: (B, n, D), weights (B, n) at least 0 -> (B, k) slots in order of choice.
 
-    Each pick maximises w_j * sum_i max(0, S_ij - cover_i), the first of equals; then cover_i = max(cover_i, S_ij).
-    A smaller k gives a prefix. Lazy: bounds from earlier picks spare most of the O(n^2) of a pick.
+    Each pick maximises w_j * sum_i max(0, S_ij - cover_i), the first of equals; then cover_i = max(cover_i, S_ij),
+    with S the cosine similarity. A smaller k gives a prefix. Lazy: bounds from earlier picks spare most of the
+    O(n^2) of a pick.
     """
+    similarity = gram(x)
     image = torch.arange(len(weight), device=weight.device)
     cover = torch.zeros_like(weight)
     bound = similarity.clamp(min=0).sum(-1) * weight
@@ -69,6 +72,5 @@ class Scope(Pruner):
     alpha: float = 1.0
 
     def select(self, tokens: VisualTokens, question: Question | None) -> Tensor:
-        unit = F.normalize(tokens.hidden.float(), dim=-1)
         saliency = tokens.cls_attention.sum(1) ** self.alpha
-        return greedy(unit @ unit.mT, saliency, self.keeps(tokens.patches))
+        return greedy(tokens.hidden.float(), saliency, self.keeps(tokens.patches))

@@ -104,7 +104,7 @@ class VisualTokens:
             carried={name: x.gather(1, chosen) for name, x in self.carried.items()},
         )
 
-    def rows(self, which: Tensor) -> VisualTokens:
+    def rows(self, which: Tensor | slice) -> VisualTokens:
         """The tokens of crops `which` (R,), repeats allowed: one crop can serve several questions."""
 
         def follow(name: str) -> Callable[[], Tensor]:
@@ -175,6 +175,8 @@ class Question:
 
 def take(x: Tensor, chosen: Tensor, axis: int = 1) -> Tensor:
     """Gather slots `chosen` (B, k) along the token axis of `x` (B, ..., n, ...)."""
+    if axis == 1:  # whole rows: several times faster than `gather`, which looks up each number
+        return x[torch.arange(len(x), device=x.device)[:, None], chosen]
     shape = [1] * x.ndim
     shape[0], shape[axis] = chosen.shape
     return x.gather(axis, chosen.view(shape).expand([s if i != axis else -1 for i, s in enumerate(x.shape)]))

@@ -87,9 +87,10 @@ class ToMe(Pruner):
 
     def reduce(self, tokens: VisualTokens, question: Question | None) -> VisualTokens:
         keep, metric = self.keeps(tokens.patches), self.metric(tokens)
-        while tokens.count > keep:
-            owner, anchor = match(metric, min(tokens.count - keep, tokens.count // 2), cls=False)
-            size = torch.ones_like(metric[..., 0]) if tokens.size is None else tokens.size
-            metric, _ = weighted_mean(metric, size, owner, anchor.shape[1])
-            tokens = merge(tokens, owner, anchor)
-        return tokens
+        size = torch.ones_like(metric[..., 0]) if tokens.size is None else tokens.size
+        owner = anchor = torch.arange(tokens.count, device=metric.device).expand(len(metric), -1)
+        while (n := anchor.shape[1]) > keep:  # who goes with whom needs the metric alone
+            into, names = match(metric, min(n - keep, n // 2), cls=False)
+            metric, size = weighted_mean(metric, size, into, names.shape[1])
+            owner, anchor = into.gather(1, owner), anchor.gather(1, names)
+        return merge(tokens, owner, anchor)

@@ -9,20 +9,21 @@ from torch import Tensor
 
 from pruning.base import Pruner
 from pruning.errors import InputError, one_of
-from pruning.ops import gram
+from pruning.ops import by_parts, gram
 from pruning.tokens import Question, VisualTokens, take
 
 PRECISIONS = ("float64", "float32")
 
 
-def least_repetitive(similarity: Tensor, keep: int, step: int = 8) -> Tensor:
-    """Drops repetitive tokens round by round: similarities (B, R, R) in list order -> (B, keep) slots.
+@by_parts
+def least_repetitive(x: Tensor, keep: int, step: int = 8) -> Tensor:
+    """Drops repetitive tokens round by round: (B, R, D) in list order -> (B, keep) slots.
 
     A round splits the list by parity into a = 0, 2, 4, ... and b = 1, 3, 5, ..., drops the `step` members of a that
-    are most similar to some member of b, and goes on with the rest of a (most similar first), then b.
+    have the largest cosine to some member of b, and goes on with the rest of a (most similar first), then b.
     """
-    b, r, _ = similarity.shape
-    flat, rest = similarity.flatten(1), torch.arange(r, device=similarity.device).expand(b, -1)
+    b, r, _ = x.shape
+    flat, rest = gram(x).flatten(1), torch.arange(r, device=x.device).expand(b, -1)
     while rest.shape[1] > keep:
         first, second = rest[:, 0::2], rest[:, 1::2]
         pairs = (first[:, :, None] * r + second[:, None]).flatten(1)
@@ -66,5 +67,5 @@ class VisPruner(Pruner):
         important, rest = order[:, :attended], order[:, attended:]
         if attended == keep:
             return important
-        diverse = least_repetitive(gram(take(tokens.hidden, rest).to(dtype)), keep - attended)
+        diverse = least_repetitive(take(tokens.hidden, rest).to(dtype), keep - attended)
         return torch.cat([important, rest.gather(1, diverse)], 1)
