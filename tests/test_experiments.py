@@ -71,4 +71,6 @@ def test_experiment(file: Path, data: Path, tmp_path: Path, capsys: pytest.Captu
         assert {fact["status"] for fact in facts} == {"finished"} and len(facts) >= 2
     else:  # needs weights or benchmarks from elsewhere
         assert call(*shrunk, "dry_run=true") == 0
-        assert capsys.readouterr().out.count("would run") == (2 if swept else 1)
+        shown = capsys.readouterr().out
+        assert f"{3 if swept else 2} points into {tmp_path}" in shown  # the unpruned model's is one
+        assert "missing, or not possible:" in shown and config.model.path in shown
