@@ -279,10 +279,10 @@ def cls_row(attention: nn.Module, normed: Tensor) -> Tensor:
     b, n, width = normed.shape
     heads, key = attention.num_heads, attention.k_proj
     q = attention.q_proj(normed[:, :1]).view(b, 1, heads, -1).transpose(1, 2)  # (B, H, 1, d)
-    if type(key) is nn.Linear:
+    if type(key) is nn.Linear and key.weight.device == normed.device:
         weight = key.weight.float().view(heads, -1, width)  # (H, d, D)
         logits = (q.float() @ weight)[:, :, 0] @ normed.float().mT  # (B, H, 1 + n)
-    else:  # quantised or adapted: its weight is not all that it does
+    else:  # quantised, adapted or offloaded: its weight is not all that it does, or not here
         logits = (q @ key(normed).view(b, n, heads, -1).permute(0, 2, 3, 1)).float()[:, :, 0]
     return (logits * (width // heads) ** -0.5).softmax(-1)
 
