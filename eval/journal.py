@@ -19,6 +19,7 @@ class Journal:
         self.path = path
         self.batches: dict[str, list[dict[str, Any]]] = {}  # batch name -> its rows
         good = self._read(fingerprint)
+        self._kept = bool(self.batches)
         path.parent.mkdir(parents=True, exist_ok=True)
         if good:
             os.truncate(path, good)
@@ -46,6 +47,7 @@ class Journal:
     def add(self, batch: str, rows: list[dict[str, Any]]) -> None:
         """Keeps a finished batch."""
         self.batches[batch] = rows
+        self._kept = True
         self._line({"batch": batch, "rows": rows})
 
     def _line(self, value: Mapping[str, Any]) -> None:
@@ -56,5 +58,5 @@ class Journal:
     def close(self) -> None:
         """Closes the file, which can be opened again; without a batch there is nothing to keep."""
         self._file.close()
-        if not self.batches:
+        if not self._kept:
             self.path.unlink(missing_ok=True)

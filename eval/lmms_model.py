@@ -10,21 +10,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-import numpy as np
-import torch
-from lmms_eval.api.instance import GenerationResult, Instance
-from lmms_eval.api.model import lmms
-from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
+from models.guard import guard_torchvision
 
-from eval.journal import Journal
-from eval.official import image_columns, image_name
-from eval.settings import embedded_names
-from eval.task_set import decode
-from models.llava import Answer, Llava
-from pruning.base import Pruner
-from pruning.errors import InputError
-from pruning.shift import output_kl
+guard_torchvision()  # before lmms-eval, whose imports end in transformers'
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from lmms_eval.api.instance import GenerationResult, Instance  # noqa: E402
+from lmms_eval.api.model import lmms  # noqa: E402
+from PIL import Image, UnidentifiedImageError  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from eval.journal import Journal  # noqa: E402
+from eval.official import image_columns, image_name  # noqa: E402
+from eval.settings import embedded_names  # noqa: E402
+from eval.task_set import decode  # noqa: E402
+from models.llava import Answer, Llava  # noqa: E402
+from pruning.base import Pruner  # noqa: E402
+from pruning.errors import InputError  # noqa: E402
+from pruning.shift import output_kl  # noqa: E402
 
 Key = tuple[str, int, int]  # task, document, number of the choice
 Row = dict[str, Any]  # the answer to one request, as the journal keeps it

@@ -43,8 +43,10 @@ def run(plan: Plan) -> Result:
             llava.expect(pruner)
     if plan.method == "vanilla":
         return ensure(plan, None)
-    full = full_budget(plan)
-    return ensure(plan, ensure(plan.vanilla(full), None))
+    unpruned = plan.vanilla(full_budget(plan))
+    if not Record(unpruned).finished():
+        log.info("running the unpruned model first, as the baseline")
+    return ensure(plan, ensure(unpruned, None))
 
 
 def check_reach(pruner: Any, llava: Any) -> None:
@@ -67,8 +69,6 @@ def ensure(plan: Plan, baseline: Result | None) -> Result:
             log.info("%s is finished; force=true repeats it", plan.folder)
             record.forget_journal()  # of a process that was killed right after its last step
             return Result(plan, plan.folder, *read(plan.folder), baseline, fresh=False)
-        if plan.method == "vanilla" and plan.pictures == 0:
-            log.info("running the unpruned model first, as the baseline")
         metrics, samples = evaluate(plan, record, baseline)
     return Result(plan, plan.folder, metrics, samples, baseline)
 
@@ -189,7 +189,14 @@ def protocol(plan: Plan, lm: Any) -> dict[str, Any]:
         clip = plan.options.get("clip_text")
         text = f"CLIP text tower of {portable(clip)}" if clip else "input embeddings of the language model"
     switches = {name: value for name, value in plan.options.items() if name != "clip_text"}
-    return {"decoding": "greedy", "max_new_tokens": lm.lengths, **switches, **ocr(plan), "text_features": text}
+    return {
+        "decoding": "greedy",
+        "dtype": str(lm.llava.embed.weight.dtype).removeprefix("torch."),
+        "max_new_tokens": lm.lengths,
+        **switches,
+        **ocr(plan),
+        "text_features": text,
+    }
 
 
 def ocr(plan: Plan) -> dict[str, bool]:

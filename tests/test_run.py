@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.journal import Journal
+from eval.lmms_model import PrunedLlava
 from tests.sandbox import call, encoded, picture, write_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,22 +122,22 @@ def test_batch_size_does_not_change_answers(out: Path, data: str, tmp_path: Path
 def test_killed_run_goes_on_inside_a_point(
     out: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    add, calls = Journal.add, []
+    answer, calls = PrunedLlava._answer, []
 
-    def dies_after_three(self: Journal, batch: str, rows: list) -> None:  # vanilla's two batches, and one
-        add(self, batch, rows)
+    def interrupted(self: PrunedLlava, batch: list, images: list) -> list:  # after vanilla's two batches, and one
         calls.append(batch)
-        if len(calls) == 3:
+        if len(calls) == 4:
             raise KeyboardInterrupt
+        return answer(self, batch, images)
 
-    monkeypatch.setattr(Journal, "add", dies_after_three)
+    monkeypatch.setattr(PrunedLlava, "_answer", interrupted)
     assert call(*words(data, tmp_path)) == 130
     assert "error: interrupted" in capsys.readouterr().err and not record(tmp_path).exists()
     journal = record(tmp_path).parent / ".16.partial" / "journal.jsonl"
     with journal.open("a") as file:
         file.write('{"batch": "torn li')
     assert call(*words(data, tmp_path)) == 0
-    assert len(calls) == 4 and "going on with an interrupted run: 1 batches" in capsys.readouterr().err
+    assert len(calls) == 5 and "going on with an interrupted run: 1 batches" in capsys.readouterr().err
     same(record(out), record(tmp_path))
 
 
