@@ -99,7 +99,7 @@ class Llava:
 
         Args:
             pixels: (B, 3, H, W).
-            questions: the questions of each image; needed where `pruner.reads_question`.
+            questions: the questions of each image; needed where `by_question`.
 
         Returns:
             One row an image, (B, K, D); one row a question, in order, where the method reads the question.
@@ -107,7 +107,7 @@ class Llava:
         seed = fingerprint(pixels)
         with self.stage("tower"):
             tokens = self.tower.survivors(pixels, pruner, seed)
-        if not pruner.reads_question:
+        if not self.by_question(pruner):
             with self.stage("selection"):
                 return pruner.finish(tokens)
         if questions is None:
@@ -115,6 +115,10 @@ class Llava:
         with self.stage("selection"):
             tokens = tokens.rows(torch.tensor(image_of_question(questions), device=self.device))
             return pruner.finish(tokens, self.read([q for asked in questions for q in asked]))
+
+    def by_question(self, pruner: Pruner) -> bool:
+        """Whether the questions of an image get tokens of their own; never at the full budget, the identity."""
+        return pruner.reads_question and pruner.keeps(self.visual_tokens) < self.visual_tokens
 
     def read(self, questions: list[str]) -> Any:
         """What a text-aware method sees of the questions."""
@@ -151,13 +155,14 @@ class Llava:
         with self.stage("projector"):
             visual = self.project(tokens)
         image_of = image_of_question(questions)
-        owner = list(range(len(image_of))) if pruner.reads_question else image_of
+        each = self.by_question(pruner)
+        owner = list(range(len(image_of))) if each else image_of
         prompts = [self.prompt_ids(q) for asked in questions for q in asked]
         with self.stage("prefill"):  # of the image's prefix; the questions follow
             pack = self._pack(visual, owner, prompts, pruner)
         texts, first = self._greedy(pack, max_new_tokens)
         with self.stage("shift"):
-            shifts = self._shifts(tokens, pixels, image_of if pruner.reads_question else list(range(len(images))))
+            shifts = self._shifts(tokens, pixels, image_of if each else list(range(len(images))))
         answers = [
             self._answer(text, logits, tokens, row, shifts[row]) for text, logits, row in zip(texts, first, owner)
         ]
@@ -265,7 +270,7 @@ class Llava:
         """Mean negative log-likelihood (nats a token) of each continuation, and whether greedy decoding says it."""
         tokens = self.prune(self.pixels(images), pruner, questions)
         visual, flat = self.project(tokens), [q for asked in questions for q in asked]
-        owner = list(range(len(flat))) if pruner.reads_question else image_of_question(questions)
+        owner = list(range(len(flat))) if self.by_question(pruner) else image_of_question(questions)
         said = [text for texts in continuations for text in texts]
         tails = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in said]
         prompts = [(before, after + tail) for (before, after), tail in zip(map(self.prompt_ids, flat), tails)]

@@ -65,7 +65,7 @@ class LlavaNext(Llava):
     ) -> list[Kept]:
         """Kept tokens before the projector: one entry an image, or a question where the method reads the question."""
         asked = question = None
-        if pruner.reads_question:
+        if self.by_question(pruner):
             if questions is None:
                 raise InputError(f"{type(pruner).__name__} reads the question: give the questions of each image")
             asked, question = [len(q) for q in questions], self.read([q for own in questions for q in own])
