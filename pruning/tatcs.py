@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pruning.base import Pruner
+from pruning.coverage import headroom, lazy_greedy
 from pruning.errors import InputError, one_of
-from pruning.ops import cosine, dots, gram, standardise, top
+from pruning.ops import by_parts, cosine, gram, standardise, top
 from pruning.shift import known, shift
 from pruning.tokens import Question, VisualTokens
 
@@ -143,22 +144,14 @@ def cluster(similar: Tensor, weight: Tensor, k: int, iterations: int) -> tuple[T
     return chosen, owner
 
 
+@by_parts
 def representatives(similar: Tensor, weight: Tensor, k: int) -> Tensor:
     """Greedy maximisation of the weighted facility-location coverage (*reconstruction*): (B, n, n) -> (B, K).
 
     K times the token i with the largest gain sum_j w_j max(0, S_ij - cover_j), cover_j the best similarity of j to a
     chosen token, 0 at first; ties go to the lowest slot.
     """
-    cover = torch.zeros_like(weight)
-    taken = torch.zeros_like(weight, dtype=torch.bool)
-    picks = []
-    for _ in range(k):
-        gain = dots(F.relu(similar - cover[:, None]), weight)  # (B, n)
-        pick = gain.masked_fill(taken, -torch.inf).argmax(1, keepdim=True)
-        picks.append(pick)
-        taken = taken.scatter(1, pick, True)
-        cover = torch.maximum(cover, similar.gather(1, pick[..., None].expand(-1, -1, similar.shape[2]))[:, 0])
-    return torch.cat(picks, 1)
+    return lazy_greedy(similar, lambda c, rows: (headroom(similar, c, rows) * weight[:, None]).sum(-1), k)
 
 
 def assign(similar: Tensor, chosen: Tensor) -> Tensor:

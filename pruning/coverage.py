@@ -1,0 +1,54 @@
+"""Lazy greedy coverage: each pick is the token that adds most to how well the picks resemble all tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+CANDIDATES = (32, 128)  # gains recomputed at first and when they did not settle the pick; then all
+Gains = Callable[[Tensor, Tensor], Tensor]  # cover (B, n), rows (B, m) -> exact gains of these tokens (B, m)
+
+
+def lazy_greedy(similarity: Tensor, gains: Gains, k: int) -> Tensor:
+    """Slots (B, k) in order of choice, the first of equals; a smaller k gives a prefix.
+
+    Args:
+        similarity: (B, n, n); cover_j is the largest similarity of token j to a pick, 0 at first.
+        gains: what a token would add. It must never grow while the cover does: then gains of earlier picks bound
+            those of later ones from above, and an exact gain above all bounds is the largest, which spares most of
+            the O(n^2) of a pick.
+        k: at most n.
+    """
+    b, n, _ = similarity.shape
+    image = torch.arange(b, device=similarity.device)
+    cover = similarity.new_zeros(b, n)
+    bound = gains(cover, torch.arange(n, device=similarity.device).expand(b, n))
+    picks: list[Tensor] = []
+    for _ in range(k):
+        if picks:
+            bound = settle(bound, gains, cover)
+        picks.append(bound.argmax(-1))  # (B,)
+        bound[image, picks[-1]] = -torch.inf
+        cover = torch.maximum(cover, similarity[image, picks[-1]])
+    return torch.stack(picks, 1)
+
+
+def settle(bound: Tensor, gains: Gains, cover: Tensor) -> Tensor:
+    """Lowers the upper bounds (B, n) of the gains until the largest of each image is exact."""
+    exact = torch.zeros_like(bound, dtype=torch.bool)
+    for m in (*CANDIDATES, bound.shape[1]):
+        rows = bound.masked_fill(exact, -torch.inf).topk(min(m, bound.shape[1])).indices
+        fresh = torch.minimum(gains(cover, rows), bound.gather(1, rows))  # picked: -inf stays
+        bound = bound.scatter(1, rows, fresh)
+        exact.scatter_(1, rows, True)
+        if exact.gather(1, bound.argmax(-1, keepdim=True)).all():
+            break
+    return bound
+
+
+def headroom(similarity: Tensor, cover: Tensor, rows: Tensor) -> Tensor:
+    """max(0, S_ij - cover_j) of tokens i in `rows`: (B, n, n), (B, n), (B, m) -> (B, m, n)."""
+    image = torch.arange(len(rows), device=rows.device)[:, None]
+    return similarity[image, rows].sub_(cover[:, None]).clamp_(min=0)
