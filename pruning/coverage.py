@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 CANDIDATES = (32, 128)  # gains recomputed at first and when they did not settle the pick; then all
-Gains = Callable[[Tensor, Tensor], Tensor]  # cover (B, n), rows (B, m) -> exact gains of these tokens (B, m)
+FEW = 256  # tokens of which all gains cost less than to find out which ones are needed
+Gains = Callable[[Tensor, Tensor | None], Tensor]  # cover (B, n), rows (B, m) or None for all -> exact gains (B, m)
 
 
 def lazy_greedy(similarity: Tensor, gains: Gains, k: int) -> Tensor:
@@ -24,10 +25,12 @@ def lazy_greedy(similarity: Tensor, gains: Gains, k: int) -> Tensor:
     b, n, _ = similarity.shape
     image = torch.arange(b, device=similarity.device)
     cover = similarity.new_zeros(b, n)
-    bound = gains(cover, torch.arange(n, device=similarity.device).expand(b, n))
+    bound = gains(cover, None)
     picks: list[Tensor] = []
     for _ in range(k):
-        if picks:
+        if picks and n <= FEW:
+            bound = torch.where(bound == -torch.inf, bound, gains(cover, None))
+        elif picks:
             bound = settle(bound, gains, cover)
         picks.append(bound.argmax(-1))  # (B,)
         bound[image, picks[-1]] = -torch.inf
@@ -48,7 +51,9 @@ def settle(bound: Tensor, gains: Gains, cover: Tensor) -> Tensor:
     return bound
 
 
-def headroom(similarity: Tensor, cover: Tensor, rows: Tensor) -> Tensor:
-    """max(0, S_ij - cover_j) of tokens i in `rows`: (B, n, n), (B, n), (B, m) -> (B, m, n)."""
+def headroom(similarity: Tensor, cover: Tensor, rows: Tensor | None) -> Tensor:
+    """max(0, S_ij - cover_j) of tokens i in `rows` (all for None): (B, n, n), (B, n), (B, m) -> (B, m, n)."""
+    if rows is None:
+        return (similarity - cover[:, None]).clamp_(min=0)
     image = torch.arange(len(rows), device=rows.device)[:, None]
     return similarity[image, rows].sub_(cover[:, None]).clamp_(min=0)

@@ -20,7 +20,11 @@ def greedy(x: Tensor, weight: Tensor, k: int) -> Tensor:
     with S the cosine similarity. A smaller k gives a prefix.
     """
     similarity = gram(x)
-    return lazy_greedy(similarity, lambda c, rows: headroom(similarity, c, rows).sum(-1) * weight.gather(1, rows), k)
+
+    def gains(cover: Tensor, rows: Tensor | None) -> Tensor:
+        return headroom(similarity, cover, rows).sum(-1) * (weight if rows is None else weight.gather(1, rows))
+
+    return lazy_greedy(similarity, gains, k)
 
 
 @dataclass
