@@ -47,7 +47,7 @@ class Acgr(Pruner):
 
     distinct: bool = True
     power: float = 2.0
-    layers: Sequence[float] = (0.8,)
+    layers: Sequence[float] = (0.6, 0.8)
     shape: str = "geometric"
     survivors: float = 8.0
     tau: float = 0.1
