@@ -20,7 +20,7 @@ from scipy.spatial.distance import squareform
 from eval.correlation import between_points, within_units
 from eval.panels import budget_marks, is_crowded, name_marks, ranking, small_multiples, without_full
 from eval.sweep import VANILLA, Sweep
-from eval.tables import REFERENCE
+from eval.tables import KAPPA, REFERENCE
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A4FBF", "#6B6B6B")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
@@ -190,9 +190,8 @@ def shift_budget(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:
 
 def metric_name(metric: str) -> str:
     """Axis label of a metric."""
-    return (
-        "kappa: Gaussian KL, kept to all (nats a dimension)" if metric == "gaussian_kl" else metric.replace("_", " ")
-    )
+    kappa = "kappa (reconstruction): Gaussian KL, kept to all (nats a dimension)"
+    return kappa if metric == KAPPA else metric.replace("_", " ")
 
 
 def shift_accuracy(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:

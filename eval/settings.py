@@ -297,9 +297,14 @@ def embedded_names() -> list[str]:
     return sorted(path.stem for path in TASKS.glob("*.yaml"))
 
 
+def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """Known names that look like `name`, the likest first."""
+    return difflib.get_close_matches(name, list(known), most, 0.5)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean a or b?`, or the command that lists the choices."""
-    near = difflib.get_close_matches(name, list(known), 3, 0.5)
+    near = nearest(name, known)
     return f"; did you mean {' or '.join(near)}?" if near else "; `python run.py --help` lists the choices"
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from eval.cell import verdicts
 from eval.compact import ablation_table, methods_table
+from eval.failures import OUT_OF_REACH
 from eval.paper import judge, unlike
 from eval.report import main, write_report
 from eval.scores import average_percent, task_scores
@@ -28,6 +29,7 @@ def sweep_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     write_sweep(folder, SKILLS, BUDGETS, images=30, each=2)
     write_failed(folder, "pool", 16, "RuntimeError: it broke")
+    write_failed(folder, "fastv", 16, "budget must be more", OUT_OF_REACH)
     torn = folder / "mini" / "test" / "uniform" / "16"
     shutil.copytree(folder / "mini" / "test" / "random" / "16", torn)
     (torn / "samples.parquet").write_bytes((torn / "samples.parquet").read_bytes()[:500])
@@ -106,6 +108,8 @@ def test_pairwise_tests_find_the_better_method(report):
 def test_report_lists_what_failed_and_uses_the_rest(sweep_folder, report):
     text = (sweep_folder / "report.md").read_text()
     assert "RuntimeError: it broke" in text and "mini/test/uniform/16" in text and "Failed points (2)" in text
+    failed, beyond = text.split("## Failed points")[1].split("## Points out of reach (1)")
+    assert "mini/test/fastv/16" in beyond and "fastv" not in failed
     assert set(report["summary"]["method"]) == {"vanilla", *SKILLS}
     for name in ("accuracy_budget", "shift_budget", "shift_accuracy", "time_accuracy", "overlap_16"):
         assert f"figures/{name}.png" in text and (sweep_folder / "figures" / f"{name}.svg").stat().st_size > 2000
