@@ -17,7 +17,7 @@ from eval.report import main, write_report
 from eval.scores import average_percent, task_scores
 from eval.sheet import draw_sheet, most_disputed
 from eval.sweep import kept_indices, overlap, read_sweeps
-from tests.synthetic_sweep import PATCHES, answers, questions, write_failed, write_point, write_sweep
+from scripts.benches._records import PATCHES, answers, questions, write_failed, write_point, write_sweep
 
 SKILLS = {"random": 0.1, "downsample": 0.2, "visionzip": 0.5, "acgr_tatcs": 0.95}
 BUDGETS = (16, 32, 64)
