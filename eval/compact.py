@@ -1,4 +1,4 @@
-"""The tables of README.md and of results/embedded/ablation.md, from the CSV files of a report."""
+"""Tables of README.md and results/embedded/ablation.md, from a report's CSV files (report.md itself: `markdown`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""report.md: the tables of a sweep in words that a reader can follow."""
+"""report.md: the tables of a sweep (`tables` computes them) in words that a reader can follow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEVEL = 0.05
 CAPTIONS = {
     "ranking": "Accuracy by method and budget.",
     "accuracy_budget": "Accuracy against budget.",
-    "shift_budget": "Distribution shift against budget.",
+    "shift_budget": "Distribution shift (kappa, a reconstruction) against budget.",
     "shift_accuracy_methods": "Shift against accuracy, a panel a method.",
     "shift_accuracy": "Shift against accuracy, a mark a method and budget.",
     "time_accuracy": "Time a question against accuracy.",

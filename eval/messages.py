@@ -1,4 +1,4 @@
-"""What went wrong with the command line, in one line."""
+"""Errors put in words: what was wrong with the command line, or any exception, in one line."""
 
 from __future__ import annotations
 

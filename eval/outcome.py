@@ -1,4 +1,4 @@
-"""From lmms-eval's answers to what a record holds: samples, metrics, first logits, pictures."""
+"""What a record holds, made from lmms-eval's answers: samples, metrics, first logits, pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures for sweeps of many methods: a ranking with one row a method, and small multiples with one panel a method.
+"""What `plots` draws instead of lines for many methods: a ranking, and small multiples with one panel a method.
 
 A line chart of more than a handful of methods cannot be read, so beyond `MANY` the report draws these instead of
 lines with a legend. All of them work in grey: emphasis is by line width and darkness, budgets by the mark's shape.

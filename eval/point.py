@@ -1,4 +1,4 @@
-"""One point: the unpruned baseline, the pruned run, the record."""
+"""Runs one point: the unpruned baseline first, then the pruned model, then its record is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep says, from its record folders alone: `python -m eval.report FOLDER`.
+"""Writes what a sweep says, from its record folders alone: `python -m eval.report FOLDER`.
 
 Below FOLDER it writes summary.csv, points.csv, shift_correlation.csv, tests.csv, overlap.csv, seeds.csv (where a
 method ran with several), paper.csv (where the paper has such cells), report.md and figures/; timings.csv holds all

@@ -1,4 +1,4 @@
-"""The kept tokens of all methods on one image, for sweeps over the embedded tasks, whose images are at hand."""
+"""Which image a sweep's report shows with all methods' kept tokens (`pictures` draws it); embedded tasks only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The finished points below a folder, read back and aligned question by question."""
+"""A finished sweep in memory: the points below a folder, read back and aligned question by question."""
 
 from __future__ import annotations
 

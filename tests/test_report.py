@@ -117,6 +117,20 @@ def test_report_lists_what_failed_and_uses_the_rest(sweep_folder, report):
             assert min(picture.size) > 300 and picture.info["dpi"] == pytest.approx((150, 150), abs=0.1)
 
 
+@pytest.mark.filterwarnings("error::UserWarning")  # matplotlib's, where a layout or an axis does not work out
+def test_long_names_and_controls_alone_can_be_drawn(tmp_path):
+    asked, none = questions(6, 2), {"index": [np.zeros(0, np.int16)] * 60, "shift_gaussian_kl": np.nan}
+    long = {"layers": [0.4, 0.6, 0.8], "strength": 0.3, "survivors": 4.0}
+    for folder in (tmp_path / "long", tmp_path / "controls"):
+        write_point(folder, "vanilla", PATCHES, answers(asked, PATCHES, 1.0, 0, full=True))
+    for overrides in ({}, long):
+        write_point(tmp_path / "long", "acgr_tatcs", 16, answers(asked, 16, 0.5, 1), **overrides)
+    write_point(tmp_path / "controls", "blank", 0, answers(asked, 1, 0.5, 1).assign(**none))
+    for name, figure in (("long", "overlap_16"), ("controls", "ranking")):
+        assert f"figures/{figure}.png" in write_report(tmp_path / name).read_text()
+    assert not (tmp_path / "controls" / "figures" / "accuracy_budget.png").exists()
+
+
 def test_equal_records_give_equal_bytes(sweep_folder, report, tmp_path):
     shutil.copytree(sweep_folder / "mini", tmp_path / "mini")
     write_report(tmp_path, figures=False)
