@@ -1,4 +1,4 @@
-"""The tasks of a run as lmms-eval takes them, with data and pictures of the embedded ones (`eval/tasks`) filled in."""
+"""A run's tasks as lmms-eval takes them, with data and pictures of the embedded ones (`eval/tasks`) filled in."""
 
 from __future__ import annotations
 
