@@ -42,8 +42,8 @@ class Sweep:
             lost: the launcher lost a process (killed, out of memory or time), so that some points are missing.
 
         Returns:
-            The exit status: 0 done, 1 some point failed or was refused, 2 every point was refused. A budget that its
-            method cannot reach counts for none of these.
+            The exit status: 0 done, 1 some point failed or was refused, 2 nothing is finished and some point was
+            refused. A budget that its method cannot reach counts as done, also where the sweep has no other points.
 
         Raises:
             InputError: the report cannot be written.
@@ -58,7 +58,7 @@ class Sweep:
         if self.dry_run:
             return 1 if bad else 0
         if not self.finished():
-            return 1 if failed else 2
+            return 1 if failed else 0 if kinds == {failures.OUT_OF_REACH} else 2
         from eval.report import write_report
 
         log.info("report: %s", write_report(self.folder))

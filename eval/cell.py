@@ -17,10 +17,11 @@ class Verdict(Callback):
 
     def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Reads the record that the run has written."""
+        from eval.records import SAMPLES
         from eval.settings import check
 
         plan = check(config, config.hydra.runtime.choices["method"])
-        if (plan.folder / "samples.parquet").is_file():
+        if (plan.folder / SAMPLES).is_file():
             print("\n" + verdicts(plan.folder), flush=True)
 
 

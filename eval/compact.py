@@ -1,4 +1,4 @@
-"""The tables of README.md and of results/embedded/ablation.md, from the CSV files of a report."""
+"""Tables of README.md and results/embedded/ablation.md, from a report's CSV files (report.md itself: `markdown`)."""
 
 from __future__ import annotations
 
@@ -46,5 +46,6 @@ def ablation_table(folder: Path) -> str:
         body.append((r["accuracy"], [*row, spread(r.get(KAPPA, np.nan), digits=3)]))
     body.sort(key=lambda item: -item[0])
     sure = [f"`{row[0]}`" for _, row in body if row[3] and gaps[f"{REFERENCE} ({row[0]})"]["p_holm"] < LEVEL]
-    words = f"Beyond chance (Holm, {LEVEL}): {', '.join(sure) or 'none'}; all other rows are within the noise.\n\n"
+    words = f"Beyond chance (Holm, {LEVEL}): {', '.join(sure) or 'none'}; the other rows show no "
+    words += "significant difference here, which is not the same as no effect: see their intervals.\n\n"
     return words + grid(["changed", "Avg %", "default minus it", "p (Holm)", "kappa"], [row for _, row in body])

@@ -1,4 +1,4 @@
-"""What went wrong in the points of a sweep: a small file each, so that the processes of any launcher can tell."""
+"""Which points of a sweep in progress have no result: a small file each, so that all its processes can tell."""
 
 from __future__ import annotations
 

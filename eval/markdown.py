@@ -1,4 +1,4 @@
-"""report.md: the tables of a sweep in words that a reader can follow."""
+"""report.md: the tables of a sweep (`tables` computes them) in words that a reader can follow."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from eval.sweep import Failure, Sweep
+from eval.failures import OUT_OF_REACH
+from eval.sweep import Missing, Sweep
 from eval.tables import AVERAGE, KAPPA, OUTPUT, PEER, REFERENCE, SCOPES
 
 LEVEL = 0.05
 CAPTIONS = {
     "ranking": "Accuracy by method and budget.",
     "accuracy_budget": "Accuracy against budget.",
-    "shift_budget": "Distribution shift against budget.",
+    "shift_budget": "Distribution shift (kappa, a reconstruction) against budget.",
     "shift_accuracy_methods": "Shift against accuracy, a panel a method.",
     "shift_accuracy": "Shift against accuracy, a mark a method and budget.",
     "time_accuracy": "Time a question against accuracy.",
@@ -24,14 +25,24 @@ CAPTIONS = {
 }
 
 
-def document(sections: Sequence[str], failures: Sequence[Failure]) -> str:
-    """The whole report."""
+def document(sections: Sequence[str], missing: Sequence[Missing]) -> str:
+    """The whole report; points without a result come last, those that broke apart from those that cannot be."""
     parts = ["# Report", "Intervals are 95 %, from a bootstrap over images; n counts questions."]
     parts += sections
-    if failures:
-        parts += [f"## Failed points ({len(failures)})", "Everything above was computed without them.",
-                  grid(["point", "reason"], [[f"`{f.folder}`", f.reason] for f in failures])]  # fmt: skip
+    failed = [point for point in missing if point.kind != OUT_OF_REACH]
+    parts += without_result("Failed points", "Everything above was computed without them.", failed)
+    beyond = [point for point in missing if point.kind == OUT_OF_REACH]
+    words = "The method cannot meet the budget on this model: nothing was run, and nothing failed."
+    parts += without_result("Points out of reach", words, beyond)
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def without_result(name: str, words: str, points: Sequence[Missing]) -> list[str]:
+    """A section that lists points with the reason each; nothing where there are none."""
+    if not points:
+        return []
+    rows = [[f"`{point.folder}`", point.reason] for point in points]
+    return [f"## {name} ({len(points)})", words, grid(["point", "reason"], rows)]
 
 
 def section(sweep: Sweep, parts: dict[str, pd.DataFrame], pictures: Iterable[Path]) -> str:
@@ -188,7 +199,8 @@ def kappas(points: pd.DataFrame) -> list[str]:
     rows = points[np.isfinite(points[KAPPA]) & (points["method"] != "vanilla")]
     if not len(rows):
         return []
-    return ["### kappa (Gaussian KL, kept tokens to all; lower is better)",
+    return ["### kappa (Gaussian KL, kept tokens to all, lower is better)",
+            "A reconstruction: the paper does not print kappa's formula.",
             methods_by_budgets(rows, (KAPPA,), {}, digits=3)]  # fmt: skip
 
 

@@ -1,15 +1,14 @@
-"""What went wrong with the command line, in one line."""
+"""Errors put in words: what was wrong with the command line, or any exception, in one line."""
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import fields
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from eval.settings import Config, did_you_mean
+from eval.settings import Config, did_you_mean, nearest
 
 FLAGS = {
     *("-m", "--multirun", "-r", "--run", "-c", "--cfg", "-p", "--package", "--resolve", "-i", "--info"),
@@ -71,7 +70,7 @@ def brief(error: BaseException) -> str:
 def nearest_option(name: str) -> str:
     """A hint at the option that was meant; hyper-parameters are looked up in the method's own list by Hydra."""
     top, dot, rest = name.partition(".")
-    near = difflib.get_close_matches(top, option_names(), 1, 0.5)
+    near = nearest(top, option_names(), 1)
     if dot and near == [top]:
         return f"; `python run.py --cfg job -p {top}` lists what {top} has" if rest else ""
     return f"; did you mean {near[0]}{dot}{rest}?" if near else "; `python run.py --help` lists the options"

@@ -1,8 +1,9 @@
-"""lmms-eval's own benchmarks: where their data lies, on the hub or as local parquet files, and what names an image.
+"""lmms-eval's own benchmarks (`task_set` has ours too): where their data lies, and what names an image.
 
-Prompts, answer lengths and metrics stay lmms-eval's. What is changed: no token is asked for where the data are local
-or public, GQA's pictures (a data set of their own) are looked up one by one instead of being decoded all at once, and
-TextVQA's questions carry the OCR tokens that LLaVA's own evaluation gives (`tasks.ocr`).
+The data come from the hub or from local parquet files. Prompts, answer lengths and metrics stay lmms-eval's. What is
+changed: no token is asked for where the data are local or public, GQA's pictures (a data set of their own) are looked
+up one by one instead of being decoded all at once, and TextVQA's questions carry the OCR tokens that LLaVA's own
+evaluation gives (`tasks.ocr`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From lmms-eval's answers to what a record holds: samples, metrics, first logits, pictures."""
+"""What a record holds, made from lmms-eval's answers: samples, metrics, first logits, pictures."""
 
 from __future__ import annotations
 
@@ -107,6 +107,7 @@ def stack(rows: list[np.ndarray]) -> np.ndarray | None:
 
 
 def text_or_none(value: Any) -> str | None:
+    """A cell of text; a missing value stays missing."""
     return None if value is None else str(value)
 
 
@@ -153,6 +154,7 @@ def summarise(plan: Plan, found: dict[str, Any], samples: pd.DataFrame) -> dict[
 
 
 def none_if_nan(value: float) -> float | None:
+    """JSON has no NaN: what was not measured is null."""
     return None if np.isnan(value) else float(value)
 
 

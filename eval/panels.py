@@ -1,4 +1,4 @@
-"""Figures for sweeps of many methods: a ranking with one row a method, and small multiples with one panel a method.
+"""What `plots` draws instead of lines for many methods: a ranking, and small multiples with one panel a method.
 
 A line chart of more than a handful of methods cannot be read, so beyond `MANY` the report draws these instead of
 lines with a legend. All of them work in grey: emphasis is by line width and darkness, budgets by the mark's shape.
@@ -61,8 +61,10 @@ def ranking(points: pd.DataFrame, order: list[str], x_name: str, title: str) -> 
 def small_multiples(
     points: pd.DataFrame, order: list[str], x: str, y: str, names: tuple[str, str], title: str
 ) -> Figure:
-    """A panel a method: its line dark with a band where there are `low` and `high`, the reference black and dashed,
-    the others pale. All panels share their axes.
+    """A panel a method; all panels share their axes.
+
+    Its own line is dark, with the interval as a band where accuracy stands over budgets; the reference is black and
+    dashed, the others pale.
     """
     rows = -(-len(order) // COLUMNS)
     figure = Figure(figsize=(2.1 * COLUMNS, 1.75 * rows + 1.3), layout="constrained")

@@ -1,4 +1,4 @@
-"""What a method kept, drawn on the image; model-free, from a record's `index` and a method's trace."""
+"""What a method kept, drawn on an image: how to draw; model-free, from a record's `index` and a method's trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of a report. Colour, marker and line style all tell methods apart, so that grey print serves too."""
+"""The charts of a report. Colour, marker and line style all tell methods apart, so that grey print serves too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scipy.spatial.distance import squareform
 from eval.correlation import between_points, within_units
 from eval.panels import budget_marks, is_crowded, name_marks, ranking, small_multiples, without_full
 from eval.sweep import VANILLA, Sweep
-from eval.tables import REFERENCE
+from eval.tables import KAPPA, REFERENCE
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A4FBF", "#6B6B6B")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
@@ -56,14 +56,15 @@ def draw_all(
     spent = timing[stages].sum(axis=1, min_count=1)
     points = points.assign(shift=points.get(metric, np.nan), ms=spent)
     pruned, moved = points[points["method"] != VANILLA], without_full(points)
+    budgeted = pruned[pruned["budget"] > 0]  # no token at all has no place on a logarithmic axis
     figures: dict[str, Figure | None] = {}
     with mpl.rc_context(LOOK):
         if len(moved):
             title = f"Accuracy by method and budget\n{note(sweep)}; bars: 95 % interval at the smallest budget"
             figures["ranking"] = ranking(moved, ranked(moved, "accuracy", False), y_name(sweep), title)
         lines = not is_crowded(moved) or moved["budget"].nunique() > 1  # else panels would hold a dot each
-        if len(pruned) and lines:
-            figures["accuracy_budget"] = accuracy_budget(sweep, points)
+        if len(budgeted) and lines:
+            figures["accuracy_budget"] = accuracy_budget(sweep, budgeted, points)
         if moved["shift"].notna().any():
             figures["shift_accuracy"] = shift_accuracy(sweep, moved, metric)
             if lines:
@@ -141,10 +142,10 @@ def ranked(points: pd.DataFrame, by: str, ascending: bool) -> list[str]:
     return list(first.sort_values(by, ascending=ascending, kind="stable").index)
 
 
-def accuracy_budget(sweep: Sweep, points: pd.DataFrame) -> Figure:
+def accuracy_budget(sweep: Sweep, pruned: pd.DataFrame, points: pd.DataFrame) -> Figure:
     """Accuracy against budget with 95 % bands; a panel a method where there are many."""
     title = f"Accuracy against budget\n{note(sweep)}; bands: 95 % bootstrap over images"
-    pruned, full = points[points["method"] != VANILLA], points[points["method"] == VANILLA]
+    full = points[points["method"] == VANILLA]
     order = ranked(pruned, "accuracy", False)
     if is_crowded(pruned):
         figure = small_multiples(pruned, order, "budget", "accuracy", (BUDGET, y_name(sweep)), title)
@@ -190,9 +191,8 @@ def shift_budget(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:
 
 def metric_name(metric: str) -> str:
     """Axis label of a metric."""
-    return (
-        "kappa: Gaussian KL, kept to all (nats a dimension)" if metric == "gaussian_kl" else metric.replace("_", " ")
-    )
+    kappa = "kappa (reconstruction): Gaussian KL, kept to all (nats a dimension)"
+    return kappa if metric == KAPPA else metric.replace("_", " ")
 
 
 def shift_accuracy(sweep: Sweep, pruned: pd.DataFrame, metric: str) -> Figure:
@@ -301,7 +301,8 @@ def overlap_matrix(sweep: Sweep, table: pd.DataFrame, budget: int) -> Figure:
     if sweep.vanilla is not None:
         patches = sweep.points[sweep.vanilla].budget
         title += f"; two random choices: {100 * budget / (2 * patches - budget):.0f} %"
-    figure, axes = canvas(title, (2.6 + 0.46 * m, 1.6 + 0.42 * m))
+    room = 0.085 * max(0, max(map(len, square.index)) - 13)  # inches; a method with its overrides has a long name
+    figure, axes = canvas(title, (2.6 + room + 0.46 * m, 1.6 + room + 0.42 * m))
     axes.grid(False)
     values = np.where(np.eye(m, dtype=bool), np.nan, square.to_numpy())
     most = max(float(np.nanmax(values)), 10.0)

@@ -1,4 +1,4 @@
-"""One point: the unpruned baseline, the pruned run, the record."""
+"""Runs one point: the unpruned baseline first, then the pruned model, then its record is written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from eval import facts
 from eval.journal import Journal
 from eval.needs import make_pruner
 from eval.outcome import Result, fill, header, lookup, summarise, tabulate
-from eval.records import SAMPLES, Record, disk_errors
+from eval.records import METRICS, SAMPLES, Record, disk_errors
 from eval.settings import Plan, embedded_names, portable, short_hash
 from pruning.errors import InputError
 
@@ -75,7 +75,7 @@ def ensure(plan: Plan, baseline: Result | None) -> Result:
 
 def read(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     """metrics.json and samples.parquet of a record."""
-    return json.loads((folder / "metrics.json").read_text()), pd.read_parquet(folder / SAMPLES)
+    return json.loads((folder / METRICS).read_text()), pd.read_parquet(folder / SAMPLES)
 
 
 def fail(plan: Plan, reason: str, status: str = "failed", error: BaseException | None = None) -> None:
@@ -111,6 +111,7 @@ def load_model(plan: Plan) -> Any:
 def _load(
     path: str, prompt: str, dtype: str, device: str, cache_mb: int, options: tuple[tuple[str, Any], ...]
 ) -> Any:
+    """`load_model` of hashable words; the last model stays in memory."""
     from transformers.utils.logging import disable_progress_bar
 
     from models.load import load

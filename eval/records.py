@@ -1,4 +1,4 @@
-"""The record of a point on disk: whole or not at all, skipped when it is there, refused when it is another's."""
+"""A record's folder on disk: whole or not at all, skipped when it is there, refused when it is another's."""
 
 from __future__ import annotations
 

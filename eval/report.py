@@ -1,4 +1,4 @@
-"""What a sweep says, from its record folders alone: `python -m eval.report FOLDER`.
+"""Writes what a sweep says, from its record folders alone: `python -m eval.report FOLDER`.
 
 Below FOLDER it writes summary.csv, points.csv, shift_correlation.csv, tests.csv, overlap.csv, seeds.csv (where a
 method ran with several), paper.csv (where the paper has such cells), report.md and figures/; timings.csv holds all
@@ -24,7 +24,7 @@ DIGITS = {"summary": 2, "tests": 8}  # decimals; 5 in the other tables
 
 
 def write_report(folder: str | Path, figures: bool = True) -> Path:
-    """Writes the report of all finished points below `folder` into it; failed points are listed, not in the way.
+    """Writes the report of all finished points below `folder` into it; what has no result is listed, not in the way.
 
     Returns:
         The path of report.md.
@@ -33,9 +33,10 @@ def write_report(folder: str | Path, figures: bool = True) -> Path:
         InputError: there is no finished point below the folder.
     """
     folder = Path(folder)
-    sweeps, failures = read_sweeps(folder)
+    sweeps, missing = read_sweeps(folder)
     if not sweeps:
-        what = f", but {len(failures)} failed: {failures[0].folder}: {failures[0].reason}" if failures else ""
+        first = f"{missing[0].folder}: {missing[0].reason}" if missing else ""
+        what = f", but {len(missing)} without a result: {first}" if missing else ""
         raise InputError(f"no finished point below '{folder}'{what}; run a sweep with out={folder} first")
     found: dict[str, list[pd.DataFrame]] = {}
     sections = []
@@ -52,7 +53,7 @@ def write_report(folder: str | Path, figures: bool = True) -> Path:
             DIGITS.get(name, 5),
         )
     path = folder / "report.md"
-    path.write_text(markdown.document(sections, failures), encoding="utf-8")
+    path.write_text(markdown.document(sections, missing), encoding="utf-8")
     return path
 
 

@@ -155,6 +155,17 @@ def method_defaults(name: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in ("_target_", "budget")}
 
 
+def own_budget(method: str, asked: int, full: int | None) -> int:
+    """The budget that counts: the one asked for, or the one that a control's YAML holds (null: all `full` tokens).
+
+    A control that ignores the budget is thus one point of a sweep, not many.
+    """
+    written = OmegaConf.to_container(OmegaConf.load(METHODS / f"{method}.yaml"), resolve=False).get("budget", asked)
+    if written is None and full is not None:
+        return full
+    return written if isinstance(written, int) else asked
+
+
 def short_hash(value: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits of a mapping's content."""
     text = json.dumps(value, sort_keys=True, default=str)
@@ -191,8 +202,6 @@ def check(config: DictConfig, method: str) -> Plan:
         top = full or "the model's number of visual tokens"
         raise InputError(f"budget must be between 1 and {top}, got {c.budget}")
     parameters = check_parameters(method, OmegaConf.to_container(config.method, resolve=True))
-    fixed = {"vanilla": full, "blank": 0}  # controls that ignore the budget: one point of a sweep, not many
-    budget = c.budget if fixed.get(method) is None else fixed[method]
     check_tasks(c.tasks, c.limit)
     return Plan(
         model=c.model.name,
@@ -203,7 +212,7 @@ def check(config: DictConfig, method: str) -> Plan:
         cache_mb=c.model.cache_mb,
         method=method,
         parameters=parameters,
-        budget=budget,
+        budget=own_budget(method, c.budget, full),
         tasks=tuple(c.tasks.names),
         protocol={name: c.tasks[name] for name in ("max_new_tokens", "ocr") if c.tasks[name] is not None},
         split=c.tasks.split,
@@ -297,9 +306,14 @@ def embedded_names() -> list[str]:
     return sorted(path.stem for path in TASKS.glob("*.yaml"))
 
 
+def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """Known names that look like `name`, the likest first."""
+    return difflib.get_close_matches(name, list(known), most, 0.5)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean a or b?`, or the command that lists the choices."""
-    near = difflib.get_close_matches(name, list(known), 3, 0.5)
+    near = nearest(name, known)
     return f"; did you mean {' or '.join(near)}?" if near else "; `python run.py --help` lists the choices"
 
 

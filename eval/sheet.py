@@ -1,4 +1,4 @@
-"""The kept tokens of all methods on one image, for sweeps over the embedded tasks, whose images are at hand."""
+"""Which image a sweep's report shows with all methods' kept tokens (`pictures` draws it); embedded tasks only."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from eval.pictures import method_sheet
+from eval.records import SAMPLES
+from eval.settings import TASKS
 from eval.sweep import KEYS, Point, Sweep
 from eval.tables import REFERENCE, RIGHT_FROM
 
-DATA = Path(__file__).resolve().parent / "tasks" / "data"
+DATA = TASKS / "data"
 
 
 def draw_sheet(sweep: Sweep, path: Path, data: Path = DATA) -> bool:
@@ -70,4 +72,4 @@ def read_row(point: Point, task: str, doc_id: int) -> dict:
     """The question, target, kept patches and score of one sample."""
     filters = [(KEYS[0], "=", task), (KEYS[1], "=", doc_id)]
     columns = ["question", "target", "index", "score"]
-    return pq.read_table(point.folder / "samples.parquet", columns=columns, filters=filters).to_pylist()[0]
+    return pq.read_table(point.folder / SAMPLES, columns=columns, filters=filters).to_pylist()[0]

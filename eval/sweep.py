@@ -1,4 +1,4 @@
-"""The finished points below a folder, read back and aligned question by question."""
+"""A finished sweep in memory: the points below a folder, read back and aligned question by question."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from eval.failures import FAILED
+from eval.records import METRICS, SAMPLES
 from eval.scores import codes, percent, tally
 from eval.statistics import resample
 
@@ -42,11 +44,12 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Failure:
+class Missing:
     """A point that has no result, and why."""
 
     folder: str
     reason: str
+    kind: str = FAILED  # of eval.failures: `failed`, also where the record cannot be read, or `out of reach`
 
 
 @dataclass(frozen=True)
@@ -114,22 +117,22 @@ class Sweep:
         return [i for i in self.pruned() if self.points[i].budget < full]
 
 
-def read_sweeps(folder: str | Path) -> tuple[list[Sweep], list[Failure]]:
-    """Every model and split below `folder`, and the points that failed or cannot be read."""
-    points, failures = find_points(Path(folder))
+def read_sweeps(folder: str | Path) -> tuple[list[Sweep], list[Missing]]:
+    """Every model and split below `folder`, and the points without a result or with one that cannot be read."""
+    points, missing = find_points(Path(folder))
     sweeps = []
     for group in sorted({point.group for point in points}):
         sweep, unreadable = read_group(Path(folder), [point for point in points if point.group == group])
-        failures += unreadable
+        missing += unreadable
         if sweep is not None:
             sweeps.append(sweep)
-    return sweeps, sorted(failures, key=lambda failure: failure.folder)
+    return sweeps, sorted(missing, key=lambda point: point.folder)
 
 
-def find_points(folder: Path) -> tuple[list[Point], list[Failure]]:
+def find_points(folder: Path) -> tuple[list[Point], list[Missing]]:
     """Finished points below `folder`, and what is there but not finished. Hidden folders hold unfinished work."""
-    points, failures = [], []
-    for file in sorted(folder.rglob("metrics.json")):
+    points, missing = [], []
+    for file in sorted(folder.rglob(METRICS)):
         name = file.parent.relative_to(folder)
         if any(part.startswith((".", "_")) for part in name.parts):
             continue
@@ -137,20 +140,20 @@ def find_points(folder: Path) -> tuple[list[Point], list[Failure]]:
             facts = json.loads(file.read_text())
             point = Point(file.parent, file.parent.parent.name, int(facts["budget"]), facts)
             if facts["status"] != "finished":
-                failures.append(Failure(name.as_posix(), reason_of(facts)))
+                missing.append(Missing(name.as_posix(), reason_of(facts), str(facts["status"])))
                 continue
             point = Point(file.parent, label_of(point), point.budget, facts)
             _ = point.group
         except (OSError, ValueError, KeyError, TypeError) as error:
-            failures.append(Failure(name.as_posix(), f"metrics.json cannot be read: {type(error).__name__}: {error}"))
+            missing.append(Missing(name.as_posix(), f"{METRICS} cannot be read: {type(error).__name__}: {error}"))
             continue
         points.append(point)
-    return sorted(points, key=lambda p: (p.method != VANILLA, p.label, -p.budget)), failures
+    return sorted(points, key=lambda p: (p.method != VANILLA, p.label, -p.budget)), missing
 
 
 def reason_of(facts: dict[str, Any]) -> str:
-    """Why a point failed, in one line, as far as its record says."""
-    words = str(facts.get("error") or facts.get("reason") or "the run recorded status " + str(facts["status"]))
+    """Why a point has no result, in one line, as far as its record says."""
+    words = str(facts.get("reason") or f"the run recorded status {facts['status']}")
     return words.strip().splitlines()[-1]
 
 
@@ -167,15 +170,15 @@ def plain(value: Any) -> str:
     return json.dumps(value).strip('"')
 
 
-def read_group(root: Path, points: list[Point]) -> tuple[Sweep | None, list[Failure]]:
+def read_group(root: Path, points: list[Point]) -> tuple[Sweep | None, list[Missing]]:
     """Points of one model and split, aligned; a point whose samples cannot be read is left out and named."""
-    tables, kept, failures, questions = [], [], [], None
+    tables, kept, missing, questions = [], [], [], None
     for point in points:
         try:
             table = read_samples(point)
         except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors and OSErrors
             name = point.folder.relative_to(root).as_posix()
-            failures.append(Failure(name, f"samples.parquet cannot be read: {str(error).splitlines()[0]}"))
+            missing.append(Missing(name, f"{SAMPLES} cannot be read: {str(error).splitlines()[0]}"))
             continue
         asked = table[QUESTION]
         if questions is None or not asked[KEYS].equals(questions[KEYS]):
@@ -185,14 +188,14 @@ def read_group(root: Path, points: list[Point]) -> tuple[Sweep | None, list[Fail
         tables.append(table)
         kept.append(point)
     if questions is None:
-        return None, failures
+        return None, missing
     order = questions.reset_index(drop=True).sort_values(KEYS, kind="stable")
-    return aligned(kept, tables, questions, order), failures
+    return aligned(kept, tables, questions, order), missing
 
 
 def read_samples(point: Point) -> pd.DataFrame:
     """task, doc_id, image_id, pair_id, weight, score (float64, a failed sample 0), shift columns of one point."""
-    file = point.folder / "samples.parquet"
+    file = point.folder / SAMPLES
     names = pq.read_schema(file).names
     shifts = [name for name in names if name.startswith("shift_") or name == "output_kl"]
     wanted = [*KEYS, "image_id", "score", *shifts, *({"pair_id", "weight"} & set(names))]
@@ -241,7 +244,7 @@ def kept_indices(points: Iterable[Point], patches: int) -> dict[str, np.ndarray]
     out: dict[str, np.ndarray] = {}
     first = None
     for point in points:
-        table = pq.read_table(point.folder / "samples.parquet", columns=[*KEYS, "index"])
+        table = pq.read_table(point.folder / SAMPLES, columns=[*KEYS, "index"])
         keys = table.select(KEYS)
         first = first or keys
         column = table["index"].combine_chunks()

@@ -1,4 +1,4 @@
-"""The result of a run as the table that it prints."""
+"""The table that a single run prints, of one point (`tables` are a sweep's)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of a sweep's report: one function a table, rows in a fixed order."""
+"""The numbers of a sweep's report, as frames: one function a table, rows in a fixed order; no words, no files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks as lmms-eval takes them, with the data and pictures of the embedded ones filled in."""
+"""A run's tasks as lmms-eval takes them, with data and pictures of the embedded ones (`eval/tasks`) filled in."""
 
 from __future__ import annotations
 

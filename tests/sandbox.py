@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import pandas as pd
 from PIL import Image, ImageDraw
 
 import run
+from scripts.benches._made import write_tasks
 
 COLORS = ["red", "green", "blue", "yellow", "purple", "orange"]
 
@@ -29,35 +29,24 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 
 def write_data(folder: Path, images: list[bytes], questions: dict[int, str] | None = None) -> Path:
     """Five tasks on `images`; `questions` replaces the mini_gqa question of some images. Returns tasks.data_dir."""
-    split = folder / "test"
-    split.mkdir(parents=True)
-    names = [f"test-{i:04d}" for i in range(len(images))]
-    pd.DataFrame(
-        {"image_id": names, "image": [{"bytes": b, "path": None} for b in images], "boxes": "[]"}
-    ).to_parquet(split / "images.parquet")
-    for task in ("gqa", "mme", "pope", "sqa", "textvqa"):
-        rows = [row for i, name in enumerate(names) for row in asked(task, i, name)]
-        for row in rows:
-            number = int(row["image_id"][-4:])
-            row["question"] = (questions or {}).get(number, row["question"]) if task == "gqa" else row["question"]
-        pd.DataFrame(rows).to_parquet(split / f"mini_{task}.parquet")
-    return folder
+
+    def ask(task: str, i: int) -> list[tuple[str, str]]:
+        own = (questions or {}).get(i) if task == "gqa" else None
+        return [(own or question, answer) for question, answer in asked(task, i)]
+
+    return write_tasks(folder, images, ask)
 
 
-def asked(task: str, i: int, name: str) -> list[dict]:
+def asked(task: str, i: int) -> list[tuple[str, str]]:
+    """Questions of a task on picture `i`, and their answers."""
     color, other = COLORS[i % len(COLORS)], COLORS[(i + 1) % len(COLORS)]
-    made = {
+    return {
         "gqa": [("What color is the square?", color)],
         "mme": [(f"Is the square {color}?", "yes"), (f"Is the square {other}?", "no")],
         "pope": [(f"Is there a {color} square in the image?", "yes")],
         "sqa": [(f"What color is the square?\nA. {other}\nB. {color}\nC. pink", "B")],
         "textvqa": [("What number is on the sign?", "12")],
     }[task]
-    pair = {"pair_id": name} if task == "mme" else {}
-    return [
-        {"question_id": f"{task}-{name}-{j}", "image_id": name, "question": q, "answer": a, "type": task, **pair}
-        for j, (q, a) in enumerate(made)
-    ]
 
 
 def call(*words: str) -> int:

@@ -132,6 +132,7 @@ def test_hours_of_the_page_are_those_of_the_estimate():
     from eval import needs, official
 
     page = (ROOT / "docs" / "cluster.md").read_text()
+    totals = {}
     for name in PUBLIC:
         cells = next(line for line in page.splitlines() if line.startswith(f"| {name} |")).split("|")[2:6]
         shape = read_shape("none/none", name)
@@ -139,7 +140,12 @@ def test_hours_of_the_page_are_those_of_the_estimate():
         plans = [SimpleNamespace(shape=shape, budget=budget, limit=None) for budget in budgets]
         hours = [sum(needs.hours(plan, task) for task in official.COUNTS) for plan in plans]
         assert [float(cell) for cell in cells] == [round(h, 1) for h in hours]
+        totals[name] = round(hours[0] + 6 * sum(hours[1:]))  # six methods at three budgets, and the unpruned model
         assert f"{shape.gigabytes(needs.BATCH, 1, 4096):.0f} GB" in page
+    assert f"about {totals['llava15_7b']} hours" in page and f"about {totals['llava_next_7b']}. Memory" in page
+    for table, name in (("table_llava15", "llava15_7b"), ("table_llava_next", "llava_next_7b")):
+        text = " ".join((ROOT / "configs" / "experiment" / f"{table}.yaml").read_text().replace("\n#", "").split())
+        assert f"about {totals[name]} GPU hours" in text
 
 
 # --- official tasks ---------------------------------------------------------------------------------------

@@ -11,12 +11,13 @@ from PIL import Image
 
 from eval.cell import verdicts
 from eval.compact import ablation_table, methods_table
+from eval.failures import OUT_OF_REACH
 from eval.paper import judge, unlike
 from eval.report import main, write_report
 from eval.scores import average_percent, task_scores
 from eval.sheet import draw_sheet, most_disputed
 from eval.sweep import kept_indices, overlap, read_sweeps
-from tests.synthetic_sweep import PATCHES, answers, questions, write_failed, write_point, write_sweep
+from scripts.benches._records import PATCHES, answers, questions, write_failed, write_point, write_sweep
 
 SKILLS = {"random": 0.1, "downsample": 0.2, "visionzip": 0.5, "acgr_tatcs": 0.95}
 BUDGETS = (16, 32, 64)
@@ -28,6 +29,7 @@ def sweep_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     write_sweep(folder, SKILLS, BUDGETS, images=30, each=2)
     write_failed(folder, "pool", 16, "RuntimeError: it broke")
+    write_failed(folder, "fastv", 16, "budget must be more", OUT_OF_REACH)
     torn = folder / "mini" / "test" / "uniform" / "16"
     shutil.copytree(folder / "mini" / "test" / "random" / "16", torn)
     (torn / "samples.parquet").write_bytes((torn / "samples.parquet").read_bytes()[:500])
@@ -106,11 +108,27 @@ def test_pairwise_tests_find_the_better_method(report):
 def test_report_lists_what_failed_and_uses_the_rest(sweep_folder, report):
     text = (sweep_folder / "report.md").read_text()
     assert "RuntimeError: it broke" in text and "mini/test/uniform/16" in text and "Failed points (2)" in text
+    failed, beyond = text.split("## Failed points")[1].split("## Points out of reach (1)")
+    assert "mini/test/fastv/16" in beyond and "fastv" not in failed
     assert set(report["summary"]["method"]) == {"vanilla", *SKILLS}
     for name in ("accuracy_budget", "shift_budget", "shift_accuracy", "time_accuracy", "overlap_16"):
         assert f"figures/{name}.png" in text and (sweep_folder / "figures" / f"{name}.svg").stat().st_size > 2000
         with Image.open(sweep_folder / "figures" / f"{name}.png") as picture:
             assert min(picture.size) > 300 and picture.info["dpi"] == pytest.approx((150, 150), abs=0.1)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")  # matplotlib's, where a layout or an axis does not work out
+def test_long_names_and_controls_alone_can_be_drawn(tmp_path):
+    asked, none = questions(6, 2), {"index": [np.zeros(0, np.int16)] * 60, "shift_gaussian_kl": np.nan}
+    long = {"layers": [0.4, 0.6, 0.8], "strength": 0.3, "survivors": 4.0}
+    for folder in (tmp_path / "long", tmp_path / "controls"):
+        write_point(folder, "vanilla", PATCHES, answers(asked, PATCHES, 1.0, 0, full=True))
+    for overrides in ({}, long):
+        write_point(tmp_path / "long", "acgr_tatcs", 16, answers(asked, 16, 0.5, 1), **overrides)
+    write_point(tmp_path / "controls", "blank", 0, answers(asked, 1, 0.5, 1).assign(**none))
+    for name, figure in (("long", "overlap_16"), ("controls", "ranking")):
+        assert f"figures/{figure}.png" in write_report(tmp_path / name).read_text()
+    assert not (tmp_path / "controls" / "figures" / "accuracy_budget.png").exists()
 
 
 def test_equal_records_give_equal_bytes(sweep_folder, report, tmp_path):

@@ -12,8 +12,8 @@ from wandb.sdk.internal.datastore import DataStore
 
 from eval import tracking
 from eval.report import write_report
+from scripts.benches._records import write_sweep
 from tests.sandbox import call
-from tests.synthetic_sweep import write_sweep
 
 OFFLINE = {"name": "wandb", "project": "dcp-prune", "mode": "offline"}
 

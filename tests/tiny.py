@@ -11,6 +11,7 @@ from PIL import Image
 from models.guard import guard_torchvision
 from models.load import load
 from models.versions import pil
+from scripts.benches._shapes import full_tower
 from tests.conftest import PROMPT, ROOT
 
 SIDE, PATCH = 56, 14  # 16 patches a crop
@@ -93,27 +94,5 @@ def pictures(n: int = len(SIZES)) -> list[Image.Image]:
 
 
 def full_size_tower() -> torch.nn.Module:
-    """A LLaVA with the published tower (CLIP-L/14-336, 24 blocks of width 1024) and a small language model.
-
-    All blocks share one block's random weights, so that it is made in a second; shapes and work are the real ones.
-    """
-    guard_torchvision()
-    import transformers as t
-
-    vision = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14, "num_hidden_layers": 24}
-    vision |= {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
-    config = t.LlavaConfig(vision_config=vision, text_config=parts()[1], vision_feature_layer=-2)
-    with torch.device("meta"):
-        model = t.LlavaForConditionalGeneration(config)
-    clip = getattr(model.model.vision_tower, "vision_model", model.model.vision_tower)
-    clip.encoder.layers = torch.nn.ModuleList([clip.encoder.layers[0]] * 24)
-    model.to_empty(device="cpu")
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim > 1:
-                weight.normal_(0, 0.02)
-            else:
-                weight.fill_(float("norm" in name and name.endswith("weight")))
-        clip.embeddings.position_ids.copy_(torch.arange(577)[None])
-    return model.eval()
+    """A LLaVA with the published tower (CLIP-L/14-336, 24 blocks of width 1024) and the small language model."""
+    return full_tower(parts()[1])

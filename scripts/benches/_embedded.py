@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 import pruning
 from scripts.benches._counts import kv_bytes, macs
 from scripts.benches._real_size import Timed
 
 STAGES = ("image processing", "tower", "selection", "projector", "prefill", "decode", "scoring", "shift")
+
+
+def load_mini() -> Any:
+    """The embedded model in float32 on the CPU, prompted as in a run."""
+    from models.guard import guard_torchvision
+    from models.load import load
+
+    guard_torchvision()
+    model = yaml.safe_load(Path("configs/model/mini.yaml").read_text())
+    return load(model["path"], model["prompt"], dtype="float32", device="cpu")
 
 
 def measure(

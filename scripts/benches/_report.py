@@ -24,6 +24,12 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def listing(result: dict) -> str:
+    """A few figures as a table of names and values."""
+    rows = [f"| {name} | {json.dumps(value)} |" for name, value in result.items()]
+    return "\n".join(["| figure | value |", "| --- | --- |", *rows]) + "\n"
+
+
 def save(name: str, result: dict, table: str) -> None:
     """Writes NAME.json, with versions and hardware, and NAME.md; prints the table."""
     from eval import facts

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from scripts.benches._embedded import load_mini
 from scripts.benches._report import quartiles, save
 
 TASKS = ("mini_gqa", "mini_mme", "mini_pope", "mini_sqa", "mini_textvqa")
@@ -114,8 +115,6 @@ def table(result: dict) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    from models.guard import guard_torchvision
-
     parser = argparse.ArgumentParser(prog="bench.py loop", description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, help="the first so many; all by default")
     parser.add_argument("--split", default="test")
@@ -125,11 +124,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(arguments)
-    guard_torchvision()
     torch.set_num_threads(args.threads)
-    from models.load import load
-
-    llava = load("models/mini", "USER: <image>\n{question} ASSISTANT:", dtype="float32", device="cpu")
-    result = compare(llava, args.split, args.images, args.batch, args.method, args.budget, args.new_tokens)
+    result = compare(load_mini(), args.split, args.images, args.batch, args.method, args.budget, args.new_tokens)
     result |= {"method": args.method, "budget": args.budget, "threads": args.threads, "split": args.split}
     save("loop", result, table(result))

@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
+from eval.records import METRICS
+from scripts.benches._made import write_tasks
 from scripts.benches._report import save
 
 QUESTIONS = {  # task -> questions and answers on every picture; mini_mme's come in pairs
@@ -33,7 +33,6 @@ QUESTIONS = {  # task -> questions and answers on every picture; mini_mme's come
     "textvqa": [("What number is on the sign?", "12")],
 }
 A_PICTURE = sum(map(len, QUESTIONS.values()))
-GROUP = 64  # pictures a row group: what is in memory at once
 
 
 def pictures(count: int) -> Iterator[bytes]:
@@ -46,33 +45,14 @@ def pictures(count: int) -> Iterator[bytes]:
         yield out.getvalue()
 
 
-def write(folder: Path, count: int) -> None:
-    """The five embedded tasks on `count` made pictures, as tasks.data_dir wants them."""
-    split = folder / "test"
-    split.mkdir(parents=True)
-    names = [f"made-{i:06d}" for i in range(count)]
-    cells = [{"bytes": image, "path": None} for image in pictures(count)]
-    pq.write_table(
-        pa.table({"image_id": names, "image": cells, "boxes": ["[]"] * count}), split / "images.parquet", GROUP
-    )
-    for task, asked in QUESTIONS.items():
-        rows = [
-            {"question_id": f"{task}-{name}-{j}", "image_id": name, "question": q, "answer": a, "type": task}
-            | ({"pair_id": name} if task == "mme" else {})
-            for name in names
-            for j, (q, a) in enumerate(asked)
-        ]
-        pq.write_table(pa.Table.from_pylist(rows), split / f"mini_{task}.parquet")
-
-
 def peak(samples: int, method: str) -> dict[str, float]:
     """Peak memory in MB of one run over about `samples` questions."""
     with tempfile.TemporaryDirectory() as place:
         images = -(-samples // A_PICTURE)
-        write(Path(place) / "data", images)
+        write_tasks(Path(place) / "data", list(pictures(images)), lambda task, i: QUESTIONS[task])
         words = ["budget=16", f"method={method}", "pictures=0", f"out={place}/out", f"tasks.data_dir={place}/data"]
         subprocess.run([sys.executable, "run.py", *words], check=True)
-        metrics = json.loads((Path(place) / "out" / "mini" / "test" / method / "16" / "metrics.json").read_text())
+        metrics = json.loads((Path(place) / "out" / "mini" / "test" / method / "16" / METRICS).read_text())
     return {"samples": images * A_PICTURE, "images": images, "peak_mb": metrics["peak_memory_mb"]}
 
 

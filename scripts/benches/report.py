@@ -7,7 +7,6 @@ then runs `python -m eval.report` on them in a process of its own. Goals: 60 sec
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import subprocess
 import sys
@@ -18,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from pruning.shift import METRICS
-from tests.synthetic_sweep import PATCHES, answers, questions, write_point
+from scripts.benches._records import PATCHES, answers, questions, write_point
+from scripts.benches._report import listing, save
 
-OUT = Path("results/embedded/bench")
 METHODS = ("acgr_tatcs", "cls_attention", "downsample", "random", "scope", "visionzip")
 BUDGETS = (576, 192, 128, 64, 32, 16)
 TASKS, EACH = 5, 4  # questions a task and image
@@ -55,6 +54,4 @@ def main(arguments: list[str]) -> None:
         "cpu_s": round(used.ru_utime + used.ru_stime, 1),
         "peak_memory_gb": round(used.ru_maxrss / 2**20, 2),
     }
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "report.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(", ".join(f"{name} {value}" for name, value in found.items()))
+    save("report", found, listing(found))

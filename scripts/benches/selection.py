@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -28,8 +27,9 @@ from torch import Tensor
 import pruning
 from pruning import Pruner, Question, VisualTokens
 from pruning.decoder import DecoderPruner, Look
+from scripts.benches._report import quartiles, save
 
-HERE, OUT = Path(__file__).parent, Path("results/embedded/bench")
+HERE = Path(__file__).parent
 WIDTH, HEADS, WORDS = 1024, 16, 12
 PLACES = ((1, (24, 24), 9), (32, (24, 24), 3), (1, (48, 60), 3))  # batch, grid, repeats; 2880: five crops at once
 
@@ -96,10 +96,6 @@ def milliseconds(work: Callable[[], object], warm: bool = True) -> float:
     start = time.process_time()
     work()
     return 1000 * (time.process_time() - start)
-
-
-def quartiles(values: list[float]) -> tuple[float, ...]:
-    return tuple(torch.tensor(values).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist())
 
 
 @torch.no_grad()
@@ -173,8 +169,5 @@ def main(arguments: list[str]) -> None:
     x = torch.randn(576, WIDTH)
     product_ms = quartiles([milliseconds(lambda: x @ x.T) for _ in range(15)])[1]
     compare(rows, product_ms)
-    OUT.mkdir(parents=True, exist_ok=True)
-    about = {"torch": torch.__version__, "threads": 1, "repeats": [p[2] for p in PLACES], "product_ms": product_ms}
-    (OUT / "selection.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
-    (OUT / "selection.md").write_text(table(rows, product_ms))
-    print(table(rows, product_ms))
+    about = {"threads": 1, "repeats": [p[2] for p in PLACES], "product_ms": product_ms}
+    save("selection", about | {"rows": rows}, table(rows, product_ms))

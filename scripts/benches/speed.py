@@ -19,7 +19,7 @@ import torch
 import pruning
 from pruning.decoder import DecoderPruner
 from scripts.benches import _counts, _embedded, _real_size
-from scripts.benches._report import quartiles, save
+from scripts.benches._report import OUT, quartiles, save
 
 METHODS, BUDGETS = ("acgr_tatcs", "cls_attention", "visionzip", "fastv"), (16, 64, 192)
 
@@ -38,10 +38,9 @@ def points(llava: Any, methods: list[str], budgets: list[int]) -> list[tuple[str
 
 def embedded(args: argparse.Namespace) -> dict:
     """Stages on the embedded model."""
-    from models.load import load
     from scripts.benches.loop import questions
 
-    llava = load("models/mini", "USER: <image>\n{question} ASSISTANT:", dtype="float32", device="cpu")
+    llava = _embedded.load_mini()
     visual, asked = questions("test", max(args.batch))
     return {
         "rows": _embedded.measure(
@@ -152,8 +151,6 @@ def draw(result: dict[str, Any], path: str) -> None:
 
 def main(arguments: list[str]) -> None:
     from eval import facts
-    from models.guard import guard_torchvision
-    from scripts.benches._report import OUT
 
     parser = argparse.ArgumentParser(prog="bench.py speed", description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=pruning.names())
@@ -163,7 +160,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--skip", nargs="*", default=[], choices=("embedded", "real"))
     args = parser.parse_args(arguments)
-    guard_torchvision()
     torch.set_num_threads(args.threads)
     result: dict[str, Any] = {"threads": args.threads, "repeats": args.repeats}
     for name, part in (("embedded", embedded), ("real", real)):

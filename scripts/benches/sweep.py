@@ -9,16 +9,15 @@ for byte, times aside.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from scripts.benches._report import listing, save
 from scripts.kill_test import ROOT, comparable
 
-OUT = Path("results/embedded/bench")
 METHODS = ("cls_attention", "acgr_tatcs", "uniform", "scope", "visionzip", "divprune")
 BUDGETS = (32, 16, 128, 64, 192, 576)
 
@@ -56,6 +55,4 @@ def main(arguments: list[str]) -> None:
         "equal_files": len(theirs) - len(different),
         "different_files": different,
     }
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "sweep.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(", ".join(f"{name} {value}" for name, value in found.items()))
+    save("sweep", found, listing(found))

@@ -42,11 +42,11 @@ def write_point(root: Path, method: str, budget: int, table: pd.DataFrame, secon
     return folder
 
 
-def write_failed(root: Path, method: str, budget: int, reason: str) -> None:
+def write_failed(root: Path, method: str, budget: int, reason: str, status: str = "failed") -> None:
     """A point that did not finish."""
     folder = root / "mini" / "test" / method / str(budget)
     folder.mkdir(parents=True)
-    facts = {"method": method, "budget": budget, "model": "mini", "split": "test", "status": "failed"}
+    facts = {"method": method, "budget": budget, "model": "mini", "split": "test", "status": status}
     (folder / "metrics.json").write_text(json.dumps(facts | {"reason": reason}))
 
 
