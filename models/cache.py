@@ -23,8 +23,6 @@ class StateCache:
     def __init__(self, max_bytes: int = 768 * 2**20) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
-        self.hits = 0
-        self.misses = 0
         self._turn = 0
         self._store: OrderedDict[tuple[int, int | str], tuple[Any, int, int]] = OrderedDict()  # value, bytes, turn
         self._free: dict[tuple[tuple[int, ...], torch.dtype, torch.device], list[Tensor]] = {}
@@ -41,9 +39,7 @@ class StateCache:
         """The state (1 + N, D), or what else was put there; None where nothing is. Do not write into it."""
         found = self._store.get((image, place))
         if found is None:
-            self.misses += 1
             return None
-        self.hits += 1
         self._store[image, place] = (found[0], found[1], self._turn)
         self._store.move_to_end((image, place))
         return found[0]
