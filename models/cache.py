@@ -17,7 +17,7 @@ class StateCache:
     `image` is the fingerprint of the pixels, `place` the number of the block whose input is stored (the depth of
     the tower stands for its output) or a name. A sweep asks for the same images point after point, more of them
     perhaps than there is room for; throwing out the oldest would then lose each image shortly before its turn. So a
-    full cache refuses newcomers, except in place of what the last `turn` did not read.
+    full cache refuses newcomers, except in place of what neither this `turn` nor the last one read.
     """
 
     def __init__(self, max_bytes: int = 768 * 2**20) -> None:
@@ -68,7 +68,11 @@ class StateCache:
         return free.pop()
 
     def _room(self, size: int) -> bool:
-        """Makes room for `size` bytes from what the last turn did not read; whether there is enough."""
+        """Makes room for `size` bytes from what neither this turn nor the one before read; whether there is enough.
+
+        Room for two, turn 1 asks for A, B, C: A and B stay, C is refused; so in turn 2, which reads A and B again.
+        Turn 3 asks for C alone: A and B were read in turn 2, C is refused. In turn 4 A gives way to C.
+        """
         while self.bytes + size > self.max_bytes and self._store:
             oldest, (_, gone, turn) = next(iter(self._store.items()))
             if turn >= self._turn - 1:

@@ -71,7 +71,8 @@ class SparseVLM(DecoderPruner):
         return known[:1] or [self.nearest(make, STEPS * (len(lists) - 1), depth, n)]
 
     def average(self, plan: Plan, depth: int, n: int) -> float:
-        early = 1 if self.counting == "after_prune" else 0  # the layer behind which tokens leave is before `at`
+        # tokens leave before layer `at`; the authors count layer `at - 1`, whose attention rates them, as pruned too
+        early = 1 if self.counting == "after_prune" else 0
         return super().average({at - early: keep for at, keep in plan.items()}, depth, n)
 
     def size(self, n: int, keep: int) -> int:
