@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruning.base import Pruner
 from pruning.errors import InputError, one_of
-from pruning.ops import by_parts, cosine, dots, gram, standardise, top
+from pruning.ops import cosine, dots, gram, standardise, top
 from pruning.shift import known, shift
 from pruning.tokens import Question, VisualTokens
 
@@ -151,7 +151,6 @@ def cluster(similar: Tensor, weight: Tensor, k: int, iterations: int) -> tuple[T
     return chosen, owner
 
 
-@by_parts
 def representatives(similar: Tensor, weight: Tensor, k: int) -> Tensor:
     """Greedy maximisation of the weighted facility-location coverage (*reconstruction*): (B, n, n) -> (B, K).
 
@@ -162,7 +161,7 @@ def representatives(similar: Tensor, weight: Tensor, k: int) -> Tensor:
     taken = torch.zeros_like(weight, dtype=torch.bool)
     picks = []
     for _ in range(k):
-        gain = dots((similar - cover[:, None]).relu_(), weight)  # (B, n)
+        gain = dots(F.relu(similar - cover[:, None]), weight)  # (B, n)
         pick = gain.masked_fill(taken, -torch.inf).argmax(1, keepdim=True)
         picks.append(pick)
         taken = taken.scatter(1, pick, True)
