@@ -195,7 +195,7 @@ class Llava:
 
     def _statistics(self, tokens: VisualTokens, pixels: Tensor, image_of_row: list[int]) -> list[Any]:
         """The full set's side of the shift metrics, one an image, kept for the next method and budget."""
-        from pruning.shift import statistics
+        from pruning.sets import statistics
 
         seeds = self._seeds(tokens, pixels, image_of_row)
         found = [self.cache.get(seed, "statistics") for seed in seeds]
