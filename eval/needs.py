@@ -13,7 +13,7 @@ from typing import Any
 from eval import official
 from eval.records import Record
 from eval.settings import Plan, embedded_names
-from models.shape import Shape, crop_share
+from models.shape import check_budget
 from pruning.errors import InputError
 
 GPU, PEAK, REACHED = "A100", 312e12, 0.4  # bfloat16 operations a second, and the share that we count on
@@ -31,19 +31,8 @@ def make_pruner(plan: Plan) -> Any:
 
     pruner = load(plan.method, max(plan.budget, 1), **plan.parameters)
     if plan.shape is not None:
-        check_budget(pruner, plan.shape)
+        check_budget(pruner, plan.shape.visual_tokens, plan.shape.text.layers, plan.shape.crops)
     return pruner
-
-
-def check_budget(pruner: Any, shape: Shape) -> None:
-    """Raises InputError where a method cannot reach its budget: outside 1..N, uneven over crops, below its floor."""
-    keep = pruner.keeps(shape.visual_tokens)
-    if pruner.inside_language_model and shape.crops > 1:
-        raise InputError(f"{type(pruner).__name__} prunes inside the language model: for LLaVA-1.5 only")
-    if pruner.inside_language_model:
-        pruner.plan(shape.text.layers, shape.visual_tokens)
-    elif 0 < keep < shape.visual_tokens:
-        crop_share(keep, shape.crops)
 
 
 def ready(plan: Plan) -> None:

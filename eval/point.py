@@ -23,6 +23,7 @@ from eval.needs import make_pruner
 from eval.outcome import Result, fill, header, lookup, summarise, tabulate
 from eval.records import METRICS, SAMPLES, Record, disk_errors
 from eval.settings import Plan, embedded_names, portable, short_hash
+from models.shape import check_budget, parse
 from pruning.errors import InputError
 
 log = logging.getLogger("dcp_prune")
@@ -50,10 +51,9 @@ def run(plan: Plan) -> Result:
 
 
 def check_reach(pruner: Any, llava: Any) -> None:
-    """Raises InputError for a budget above what the model has, OutOfReach below what the method can meet on it."""
-    pruner.keeps(llava.visual_tokens)
-    if pruner.inside_language_model:
-        pruner.plan(llava.model.config.text_config.num_hidden_layers, llava.visual_tokens)
+    """Raises InputError, or OutOfReach, where the method cannot reach its budget on the loaded model."""
+    layers, crops = llava.model.config.text_config.num_hidden_layers, llava.visual_tokens // llava.tower.patches
+    check_budget(pruner, llava.visual_tokens, layers, crops)
 
 
 def full_budget(plan: Plan) -> int:
@@ -121,18 +121,12 @@ def _load(
 
 
 def auto_batch(llava: Any, questions: int) -> int:
-    """Images a batch: 8 on a CPU; on a GPU as many as fit a third of the free memory, at most 64.
-
-    An image holds the keys and values of its N tokens once, and about four activations of that size.
-    """
+    """Images a batch: 8 on a CPU; on a GPU as many as fit a third of the free memory, at most 64."""
     import torch
 
     if llava.device.type != "cuda":
         return 8
-    c = llava.model.config.text_config
-    size = llava.embed.weight.element_size()
-    tokens = llava.visual_tokens + 64 * questions
-    image = tokens * size * (2 * c.num_hidden_layers * c.hidden_size + 4 * c.intermediate_size)
+    image = parse(llava.model.config.to_dict()).image_bytes(questions, llava.embed.weight.element_size())
     free, _ = torch.cuda.mem_get_info(llava.device)
     return max(1, min(64, free // 3 // image))
 

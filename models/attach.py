@@ -18,53 +18,44 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from models.clip import load_clip
 from models.decoder import inside
-from models.sight import CutSquares, sight, sizes_of
+from models.sight import CutSquares, require_llava, sight, sizes_of
 from models.text import read_questions, strip_template
-from models.versions import cache_in
+from models.versions import cache_in, returns_output
 from pruning.base import Pruner
 from pruning.errors import InputError
 
 
 @contextmanager
-def attach(model: nn.Module, pruner: Pruner, tokenizer: Any = None, **packing: Any) -> Iterator[nn.Module]:
+def attach(
+    model: nn.Module, pruner: Pruner, tokenizer: Any = None, clip: str | None = None, **packing: Any
+) -> Iterator[nn.Module]:
     """Prune the model's visual tokens inside the `with` block.
 
     Args:
         model: a `LlavaForConditionalGeneration` or `LlavaNextForConditionalGeneration`.
         pruner: any method with a budget.
         tokenizer: only for methods that read the question; by default the one saved beside the model.
+        clip: folder or hub name of the CLIP whose text tower such methods read (`models.clip`); without it the
+            model's own embeddings stand in.
         packing: `newline` and `unpad` of LLaVA-NeXT (`models.crops.Crops`).
 
     Raises:
-        InputError: not a LLaVA with a CLIP tower, already inside such a block, or the budget does not fit.
+        InputError: not a LLaVA with a CLIP tower, already inside such a block, the budget does not fit, or `clip`
+            cannot be loaded.
     """
-    _check(model)
+    require_llava(model)
     inner = model.model
     if hasattr(vars(inner).get("get_image_features"), "pruned"):
         raise InputError("this model is already inside a `with pruner(model)` block; leave it first")
-    call = _Call(model, pruner, tokenizer, packing)
+    call = _Call(model, pruner, tokenizer, clip, packing)
     with ExitStack() as stack:
         stack.enter_context(inside(model, pruner, call.sight.total))
         stack.enter_context(_replaced(model, "generate", call.generate(model.generate)))
         stack.enter_context(_replaced(model, "forward", call.forward(model.forward)))
         stack.enter_context(_replaced(inner, "get_image_features", call.features(inner.get_image_features)))
         yield model
-
-
-def _check(model: nn.Module) -> None:
-    inner = getattr(model, "model", None)
-    if inner is None or not hasattr(inner, "multi_modal_projector"):
-        raise InputError(f"expected a LlavaForConditionalGeneration, got {type(model).__name__}")
-    tower, config = inner.vision_tower, model.config
-    if not hasattr(getattr(tower, "vision_model", tower), "pre_layrnorm"):
-        raise InputError(f"expected a LLaVA with a CLIP tower, got one with a {type(tower).__name__}")
-    layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
-    if not isinstance(layer, int) or strategy != "default":
-        raise InputError(
-            "expected one vision_feature_layer and the strategy 'default' (patches without CLS), "
-            f"got {layer} and {strategy!r}"
-        )
 
 
 @contextmanager
@@ -83,11 +74,13 @@ def _replaced(owner: nn.Module, name: str, value: Any) -> Iterator[None]:
 class _Call:
     """The state of one `with` block: which prompts the running call holds. Calls from several threads take turns."""
 
-    def __init__(self, model: nn.Module, pruner: Pruner, tokenizer: Any, packing: dict[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, pruner: Pruner, tokenizer: Any, clip: str | None, packing: dict[str, Any]
+    ) -> None:
         self.model, self.pruner, self.tokenizer = model, pruner, tokenizer
         self.sight = sight(model, pruner, **packing)
-        if isinstance(self.sight, CutSquares) and pruner.inside_language_model:
-            raise InputError(f"{type(pruner).__name__} prunes inside the language model: for LLaVA-1.5 only")
+        embed = model.get_input_embeddings().weight
+        self.clip_text = None if clip is None else load_clip(clip, self.sight.tower, embed)
         self.image_token = model.config.image_token_id
         self.ids: Tensor | None = None  # (B, L') shortened prompts of the running call
         self.owner: list[int] = []  # the row of each of their images
@@ -263,7 +256,7 @@ class _Call:
             rows = self._pruned(pixel_values, given)
             from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-            return BaseModelOutputWithPooling(pooler_output=rows) if _returns_output() else rows
+            return BaseModelOutputWithPooling(pooler_output=rows) if returns_output() else rows
 
         wrapped.pruned = True  # type: ignore[attr-defined]
         return wrapped
@@ -281,7 +274,7 @@ class _Call:
         tokenizer = self.tokenizer or self._saved_tokenizer()
         texts = [strip_template(text) for text in tokenizer.batch_decode(self.ids)]
         asked = [texts[row] for row in self.owner for _ in range(repeats)]
-        return read_questions(asked, tokenizer, self.model.get_input_embeddings())
+        return read_questions(asked, tokenizer, self.model.get_input_embeddings(), self.clip_text)
 
     def _saved_tokenizer(self) -> Any:
         from transformers import AutoTokenizer
@@ -303,10 +296,3 @@ def inferred_mask(ids: Tensor, config: Any, kwargs: dict[str, Any]) -> Tensor:
     if pad is None or pad in (eos if isinstance(eos, list) else [eos]):
         return torch.ones_like(ids)
     return (ids != pad).long()
-
-
-def _returns_output() -> bool:
-    """transformers 5 wraps the features in a model output, 4.57 returns the list itself."""
-    import transformers
-
-    return int(transformers.__version__.split(".")[0]) >= 5

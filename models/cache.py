@@ -17,14 +17,12 @@ class StateCache:
     `image` is the fingerprint of the pixels, `place` the number of the block whose input is stored (the depth of
     the tower stands for its output) or a name. A sweep asks for the same images point after point, more of them
     perhaps than there is room for; throwing out the oldest would then lose each image shortly before its turn. So a
-    full cache refuses newcomers, except in place of what the last `turn` did not read.
+    full cache refuses newcomers, except in place of what neither this `turn` nor the last one read.
     """
 
     def __init__(self, max_bytes: int = 768 * 2**20) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
-        self.hits = 0
-        self.misses = 0
         self._turn = 0
         self._store: OrderedDict[tuple[int, int | str], tuple[Any, int, int]] = OrderedDict()  # value, bytes, turn
         self._free: dict[tuple[tuple[int, ...], torch.dtype, torch.device], list[Tensor]] = {}
@@ -41,9 +39,7 @@ class StateCache:
         """The state (1 + N, D), or what else was put there; None where nothing is. Do not write into it."""
         found = self._store.get((image, place))
         if found is None:
-            self.misses += 1
             return None
-        self.hits += 1
         self._store[image, place] = (found[0], found[1], self._turn)
         self._store.move_to_end((image, place))
         return found[0]
@@ -72,7 +68,11 @@ class StateCache:
         return free.pop()
 
     def _room(self, size: int) -> bool:
-        """Makes room for `size` bytes from what the last turn did not read; whether there is enough."""
+        """Makes room for `size` bytes from what neither this turn nor the one before read; whether there is enough.
+
+        Room for two, turn 1 asks for A, B, C: A and B stay, C is refused; so in turn 2, which reads A and B again.
+        Turn 3 asks for C alone: A and B were read in turn 2, C is refused. In turn 4 A gives way to C.
+        """
         while self.bytes + size > self.max_bytes and self._store:
             oldest, (_, gone, turn) = next(iter(self._store.items()))
             if turn >= self._turn - 1:

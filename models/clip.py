@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from models.vision_tower import VisionTower
 from pruning.errors import InputError
 
 
-def attach_clip(llava: Any, name: str) -> None:
-    """Gives a `Llava` the text tower and the visual projection of the CLIP its own tower comes from.
+def load_clip(name: str, tower: VisionTower, like: Tensor) -> Callable[[list[str]], Tensor]:
+    """The text tower of the CLIP that a LLaVA's tower comes from; its visual projection goes to the tower.
 
     Args:
-        llava: a loaded model; `clip_text` and `tower.clip_projection` are set.
         name: folder or hub name of a whole CLIP, e.g. `openai/clip-vit-large-patch14-336` for LLaVA-1.5 and NeXT.
+        tower: its `clip_projection` is set.
+        like: a weight of the model, for device and dtype.
+
+    Returns:
+        A function from B texts to their vectors (B, 1, D_clip).
 
     Raises:
         InputError: it cannot be loaded, or its tower has another width.
@@ -29,11 +34,11 @@ def attach_clip(llava: Any, name: str) -> None:
         if line := missing_model(name, "model.clip_text"):
             raise InputError(line)
     try:
-        clip = CLIPModel.from_pretrained(name, dtype=llava.embed.weight.dtype).eval().to(llava.device)
+        clip = CLIPModel.from_pretrained(name, dtype=like.dtype).eval().to(like.device)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot load CLIP '{name}': {str(error).strip().splitlines()[0]}") from error
-    width, wanted = clip.visual_projection.in_features, llava.tower.clip.config.hidden_size
+    width, wanted = clip.visual_projection.in_features, tower.clip.config.hidden_size
     if width != wanted:
         raise InputError(f"CLIP '{name}' has a tower of width {width}, expected {wanted}, the tower of this LLaVA")
     longest = clip.config.text_config.max_position_embeddings
@@ -42,9 +47,9 @@ def attach_clip(llava: Any, name: str) -> None:
     def vectors(texts: list[str]) -> Tensor:
         """Texts -> (B, 1, D_clip); what is longer than the tower reads is cut, as TRIM's official code does."""
         cut = {"padding": True, "truncation": True, "max_length": longest}
-        ids = tokenizer(texts, **cut, return_tensors="pt").to(llava.device)
+        ids = tokenizer(texts, **cut, return_tensors="pt").to(like.device)
         read = clip.text_model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"])
         return clip.text_projection(read.pooler_output)[:, None]
 
-    llava.clip_text = vectors
-    llava.tower.clip_projection = clip.visual_projection
+    tower.clip_projection = clip.visual_projection
+    return vectors

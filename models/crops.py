@@ -7,6 +7,8 @@ is run once on numbers in place of features; the order of the numbers (`Frame.la
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from models.shape import crop_share
 from models.vision_tower import VisionTower, fingerprint
 from pruning.base import Pruner
-from pruning.errors import InputError
+from pruning.errors import one_of
 from pruning.tokens import Question, VisualTokens
 
 NEWLINE = -1
@@ -56,8 +58,7 @@ class Crops:
     """
 
     def __init__(self, model: nn.Module, tower: VisionTower, newline: str = "drop", unpad: bool = True) -> None:
-        if newline not in ("keep", "drop"):
-            raise InputError(f"newline must be keep or drop, got {newline!r}")
+        one_of("newline", newline, ("keep", "drop"))
         self.model, self.tower, self.newline, self.unpad = model, tower, newline == "keep", unpad
         self.side = model.config.vision_config.image_size
         self.pinpoints: list[list[int]] = [list(p) for p in model.config.image_grid_pinpoints]
@@ -131,6 +132,7 @@ class Crops:
         pruner: Pruner,
         asked: list[int] | None = None,
         question: Question | None = None,
+        stage: Callable[[str], AbstractContextManager[None]] = nullcontext,
     ) -> list[Kept]:
         """Prunes each crop to its share.
 
@@ -139,13 +141,15 @@ class Crops:
             sizes: (height, width) of each image before any processing.
             asked: how many questions each image gets, where the method reads the question.
             question: all those questions, in order.
+            stage: times what is done within `with stage(name)`.
 
         Returns:
             One entry an image; one a question where the method reads the question.
         """
         share = self.share(pruner)
         if share is None:
-            return self._everything(crops, sizes, asked)
+            with stage("tower"):
+                return self._everything(crops, sizes, asked)
         frames = [self.frame(size) for size in sizes]
         groups: dict[tuple[int, int, int, int], list[tuple[int, int]]] = {}
         for image, frame in enumerate(frames):
@@ -158,12 +162,14 @@ class Crops:
         parts: list[dict[int, tuple[VisualTokens, int]]] = [{} for _ in range(ends[-1])]
         for (top, bottom, left, right), members in groups.items():
             window = slice(top, bottom), slice(left, right)
-            pixels = torch.stack([crops[image][crop] for image, crop in members])
             method = _fit(share, *window)
-            tokens = self.tower.window(*window).survivors(pixels, method, fingerprint(pixels))
+            with stage("tower"):
+                pixels = torch.stack([crops[image][crop] for image, crop in members])
+                tokens = self.tower.window(*window).survivors(pixels, method, fingerprint(pixels))
             where = [(row, at, crop) for at, (image, crop) in enumerate(members) for row in rows_of[image]]
-            tokens = tokens.rows(torch.tensor([at for _, at, _ in where], device=pixels.device))
-            tokens = method.finish(tokens, _rows(question, [row for row, _, _ in where]))
+            with stage("selection"):
+                tokens = tokens.rows(torch.tensor([at for _, at, _ in where], device=pixels.device))
+                tokens = method.finish(tokens, _rows(question, [row for row, _, _ in where]))
             for at, (row, _, crop) in enumerate(where):
                 parts[row][crop] = (tokens, at)
         image_of = [image for image, rows in enumerate(rows_of) for _ in rows]
@@ -203,10 +209,7 @@ class Crops:
         """Features of each row as the language model reads them, (K_i, D_llm)."""
         lengths = [len(row.hidden) for row in kept]
         newline = self.model.model.image_newline
-        if sum(lengths):
-            projected = self.tower.projector(torch.cat([row.hidden for row in kept])).split(lengths)
-        else:
-            projected = tuple(newline.new_zeros(0, len(newline)) for _ in kept)
+        projected = self.tower.projector(torch.cat([row.hidden for row in kept])).split(lengths)
         packed = []
         for row, features in zip(kept, projected):
             order = self.order(row)
@@ -245,6 +248,7 @@ def _rectangle(seen: Tensor) -> tuple[slice, slice] | None:
 
 
 def _area(rows: slice, columns: slice) -> int:
+    """Patches of a window."""
     return (rows.stop - rows.start) * (columns.stop - columns.start)
 
 

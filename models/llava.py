@@ -126,9 +126,7 @@ class Llava:
 
     def project(self, tokens: VisualTokens) -> Tensor:
         """(B, K, D) -> (B, K, D_llm) in the language model's dtype; K may be 0."""
-        if tokens.count == 0:
-            return self.embed.weight.new_zeros(len(tokens.hidden), 0, self.embed.weight.shape[1])
-        return self.model.model.multi_modal_projector(tokens.hidden).to(self.embed.weight.dtype)
+        return self.tower.projector(tokens.hidden).to(self.embed.weight.dtype)
 
     # --- language ---------------------------------------------------------------------------------------
     def prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
@@ -202,7 +200,7 @@ class Llava:
 
     def _statistics(self, tokens: VisualTokens, pixels: Tensor, image_of_row: list[int]) -> list[Any]:
         """The full set's side of the shift metrics, one an image, kept for the next method and budget."""
-        from pruning.shift import statistics
+        from pruning.sets import statistics
 
         seeds = self._seeds(tokens, pixels, image_of_row)
         found = [self.cache.get(seed, "statistics") for seed in seeds]
@@ -285,6 +283,7 @@ class Llava:
         return regrouped(out, continuations)
 
     def _eos(self) -> Tensor:
+        """(E,) the ids that end an answer."""
         eos = self.model.generation_config.eos_token_id
         eos = self.tokenizer.eos_token_id if eos is None else eos
         return torch.tensor(eos if isinstance(eos, list) else [eos], device=self.device)

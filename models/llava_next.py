@@ -68,9 +68,9 @@ class LlavaNext(Llava):
         if self.by_question(pruner):
             if questions is None:
                 raise InputError(f"{type(pruner).__name__} reads the question: give the questions of each image")
-            asked, question = [len(q) for q in questions], self.read([q for own in questions for q in own])
-        with self.stage("tower"):
-            return self.crops.prune(pixels.crops, pixels.sizes, pruner, asked, question)
+            with self.stage("selection"):
+                asked, question = [len(q) for q in questions], self.read([q for own in questions for q in own])
+        return self.crops.prune(pixels.crops, pixels.sizes, pruner, asked, question, self.stage)
 
     def project(self, tokens: list[Kept]) -> list[Tensor]:  # type: ignore[override]
         """Packed visual tokens of each row, (K_i, D_llm) in the language model's dtype."""

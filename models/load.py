@@ -9,13 +9,14 @@ from typing import Any
 
 from models.guard import guard_torchvision
 from models.versions import pil
-from pruning.errors import InputError
+from pruning.errors import InputError, one_of
 
 ARCHITECTURES = {  # config.json's architecture -> our wrapper
     "LlavaForConditionalGeneration": ("models.llava", "Llava"),
     "LlavaNextForConditionalGeneration": ("models.llava_next", "LlavaNext"),
 }
 PROTOCOLS = ("pad", "crop")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def load(
@@ -47,10 +48,9 @@ def load(
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    one_of("dtype", dtype, DTYPES)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     dtype = ("float32" if device == "cpu" else "bfloat16") if dtype == "auto" else dtype
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise InputError(f"dtype must be auto, float32, bfloat16 or float16, got {dtype!r}")
     if not Path(path).exists():
         from models.hub import require
 
@@ -70,9 +70,9 @@ def load(
         processor.image_processor = square_processor(processor.image_processor, image_protocol)
     llava = getattr(import_module(module), name)(model.eval().to(device), processor, prompt, **options)
     if clip_text is not None:
-        from models.clip import attach_clip
+        from models.clip import load_clip
 
-        attach_clip(llava, clip_text)
+        llava.clip_text = load_clip(clip_text, llava.tower, llava.embed.weight)
     return llava
 
 
@@ -82,8 +82,7 @@ def square_processor(image_processor: Any, protocol: str) -> Any:
     Raises:
         InputError: unknown protocol.
     """
-    if protocol not in PROTOCOLS:
-        raise InputError(f"image_protocol must be {' or '.join(PROTOCOLS)}, got {protocol!r}")
+    one_of("image_protocol", protocol, PROTOCOLS)
     names = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor")
     values = {name: getattr(image_processor, name) for name in names}
     return pil("llava", "LlavaImageProcessor")(do_pad=protocol == "pad", **values)

@@ -11,9 +11,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pruning.errors import InputError
+
+if TYPE_CHECKING:
+    from pruning.base import Pruner
 
 PUBLISHED = Path(__file__).resolve().parent / "published"
 DEFAULTS = {  # what a config.json leaves out: the defaults of transformers' configuration classes
@@ -95,12 +98,19 @@ class Shape:
     def gigabytes(self, batch: int, questions: int, cache_mb: int, size: int = 2) -> float:
         """GPU memory of a run in 10^9 bytes (an estimate).
 
-        Weights of `size` bytes, the store of tower states, and for each image of a batch the keys and values of all
-        its visual tokens and of `questions` questions of 64 tokens with four activations of the MLP's width.
+        Weights of `size` bytes, the store of tower states, and the images of a batch.
+        """
+        images = batch * self.image_bytes(questions, size)
+        return (size * self.parameters + images) / 1e9 + cache_mb * 2**20 / 1e9
+
+    def image_bytes(self, questions: int, size: int = 2) -> int:
+        """GPU memory in bytes of one image of a batch, numbers of `size` bytes (an estimate).
+
+        Keys and values of all its visual tokens and of `questions` questions of 64 tokens, with four activations of
+        the MLP's width.
         """
         tokens = self.visual_tokens + 64 * questions
-        image = tokens * size * (2 * self.text.layers * self.text.kv + 4 * self.text.mlp)
-        return (size * self.parameters + batch * image) / 1e9 + cache_mb * 2**20 / 1e9
+        return tokens * size * (2 * self.text.layers * self.text.kv + 4 * self.text.mlp)
 
     def tower_flops(self) -> float:
         """Operations of the tower and projector on the largest image."""
@@ -171,6 +181,28 @@ def parse(config: Mapping[str, Any]) -> Shape | None:
 def stack(values: Mapping[str, Any], kv: int, queries: int, gated: bool) -> Stack:
     """One of the two stacks of a configuration."""
     return Stack(values["num_hidden_layers"], values["hidden_size"], values["intermediate_size"], kv, queries, gated)
+
+
+def check_budget(pruner: Pruner, tokens: int, layers: int, crops: int = 1) -> None:
+    """Whether a method can reach its budget on a model.
+
+    Args:
+        tokens: visual tokens of the largest image.
+        layers: of the language model.
+        crops: of the largest image.
+
+    Raises:
+        InputError: the budget is outside 1..tokens or uneven over the crops, or the method does not fit the model.
+        OutOfReach: it is below what a method inside the language model can meet.
+    """
+    keep = pruner.keeps(tokens)
+    if not pruner.inside_language_model:
+        if 0 < keep < tokens:
+            crop_share(keep, crops)
+    elif crops > 1:
+        raise InputError(f"{type(pruner).__name__} prunes inside the language model: for LLaVA-1.5 only")
+    else:
+        pruner.plan(layers, tokens)
 
 
 def crop_share(budget: int, crops: int) -> int:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from models.cache import StateCache
+from models.versions import mask_argument
 from pruning.base import Pruner
-from pruning.tokens import VisualTokens
+from pruning.tokens import VisualTokens, concatenate
 
 
 def fingerprint(pixels: Tensor) -> Tensor:
@@ -31,6 +31,7 @@ class VisionTower:
 
     Attributes:
         depth: blocks that run (L - 1 for `vision_feature_layer = -2`).
+        side: patches along each side of a whole crop.
         remembered: places whose states a pass leaves in the cache in any case, for the methods to come.
         grid: rows and columns of patches that become tokens: of the crop, or of its `window`.
     """
@@ -43,7 +44,7 @@ class VisionTower:
         layers, read = len(self.clip.encoder.layers), model.config.vision_feature_layer
         self.depth = layers + 1 + read if read < 0 else read
         self.blocks = self.clip.encoder.layers
-        side = self.clip.config.image_size // self.clip.config.patch_size
+        side = self.side = self.clip.config.image_size // self.clip.config.patch_size
         self.grid = (side, side)
         self.rows, self.columns = slice(0, side), slice(0, side)  # the window of each crop that the tokens come from
         self.cache = StateCache(0) if cache is None else cache
@@ -68,10 +69,10 @@ class VisionTower:
 
     def _inside(self, state: Tensor) -> Tensor:
         """CLS and the window's tokens of whole crops: (B, 1 + side^2, D) -> (B, 1 + N, D)."""
-        side = self.clip.config.image_size // self.clip.config.patch_size
-        if self.grid == (side, side):
+        square = (self.side, self.side)
+        if self.grid == square:
             return state
-        image = state[:, 1:].unflatten(1, (side, side))[:, self.rows, self.columns]
+        image = state[:, 1:].unflatten(1, square)[:, self.rows, self.columns]
         return torch.cat([state[:, :1], image.flatten(1, 2)], 1)
 
     # --- blocks -----------------------------------------------------------------------------------------
@@ -86,7 +87,7 @@ class VisionTower:
 
         Position embeddings are interpolated bilinearly at the centres; a patch's own centre gives its own embedding.
         """
-        e, side = self.clip.embeddings, self.clip.config.image_size // self.clip.config.patch_size
+        e, side = self.clip.embeddings, self.side
         b, k = patches.shape[:2]
         flat = patches.flatten(0, 1).to(e.patch_embedding.weight.dtype)
         x = e.patch_embedding(flat).reshape(b, k, -1)
@@ -101,8 +102,7 @@ class VisionTower:
     def block(self, layer: int, x: Tensor) -> Tensor:
         """Block `layer`: (B, 1 + n, D) -> (B, 1 + n, D)."""
         module = self.blocks[layer]
-        extra = {"causal_attention_mask": None} if _takes(module.forward, "causal_attention_mask") else {}
-        out = module(x, attention_mask=None, **extra)
+        out = module(x, attention_mask=None, **mask_argument(module.forward))
         return out[0] if isinstance(out, tuple) else out  # a tuple in transformers 4.57
 
     def attend(self, layer: int, x: Tensor, size: Tensor | None) -> Tensor:
@@ -112,7 +112,7 @@ class VisionTower:
         if size is not None:
             logs = torch.cat([size.new_zeros(len(size), 1), size.log()], 1).to(x.dtype)  # CLS counts once
             bias = logs[:, None, None, :].expand(-1, 1, x.shape[1], -1)
-        extra = {"causal_attention_mask": None} if _takes(module.self_attn.forward, "causal_attention_mask") else {}
+        extra = mask_argument(module.self_attn.forward)
         out = module.self_attn(hidden_states=module.layer_norm1(x), attention_mask=bias, **extra)
         return x + out[0]
 
@@ -170,7 +170,7 @@ class VisionTower:
         if pruner.resizes_image:
             return set()
         first = min(self.schedule(pruner), default=self.depth - 1)
-        whole = self.patches == (self.clip.config.image_size // self.clip.config.patch_size) ** 2
+        whole = self.patches == self.side**2
         # a window's first block runs without the padding, and ToMe acts in its midst: neither has an unpruned output
         return {first, first + 1} if whole and not pruner.inside_block else {first}
 
@@ -285,30 +285,3 @@ def cls_row(attention: nn.Module, normed: Tensor) -> Tensor:
     else:  # quantised, adapted or offloaded: its weight is not all that it does, or not here
         logits = (q @ key(normed).view(b, n, heads, -1).permute(0, 2, 3, 1)).float()[:, :, 0]
     return (logits * (width // heads) ** -0.5).softmax(-1)
-
-
-def concatenate(parts: list[VisualTokens]) -> VisualTokens:
-    """Joins crops along the batch; all parts must hold equally many tokens."""
-    first = parts[0]
-
-    def joined(name: str) -> Tensor:
-        return torch.cat([part.read(name) for part in parts])
-
-    def stack(values: list[Tensor | None]) -> Tensor | None:
-        return None if values[0] is None else torch.cat(values)  # type: ignore[arg-type]
-
-    return replace(
-        first,
-        hidden=torch.cat([part.hidden for part in parts]),
-        index=torch.cat([part.index for part in parts]),
-        cls=stack([part.cls for part in parts]),
-        size=stack([part.size for part in parts]),
-        seed=stack([part.seed for part in parts]),
-        features={name: (lambda name=name: joined(name)) for name in first.features},
-        carried={name: torch.cat([part.carried[name] for part in parts]) for name in first.carried},
-        trace={name: torch.cat([part.trace[name] for part in parts]) for name in first.trace},
-    )
-
-
-def _takes(function: object, name: str) -> bool:
-    return name in inspect.signature(function).parameters  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ class Acgr(Pruner):
         neighbours: anchors that a context may flow into (*reconstruction*).
         strength: largest share of an anchor that is replaced, 0 to 1 (*reconstruction*).
         keep_norm: rescale a recovered anchor to its old norm (*reconstruction*).
-        semantic, spatial: use the term in the graph.
+        semantic, spatial: use the term in the graph (*reconstruction*).
 
     Raises:
         InputError: a value out of its range.
@@ -139,7 +139,10 @@ def distinct(saliency: Tensor, hidden: Tensor, power: float) -> Tensor:
 
 
 def partition(score: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """Anchors, the `keep` best, and contexts, the rest: (B, n) -> slots (B, A), (B, C), each ascending."""
+    """Anchors, the `keep` best, and contexts, the rest (*reconstruction*).
+
+    Scores (B, n) -> slots (B, A), (B, C), each ascending.
+    """
     order = top(score, score.shape[1])
     return order[:, :keep].sort(1).values, order[:, keep:].sort(1).values
 
@@ -168,13 +171,16 @@ def context_graph(
 
 
 def strongest(logits: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """The r best anchors of each context: (B, C, A) -> weights (B, C, r) that sum to 1, anchor slots (B, C, r)."""
+    """The r best anchors of each context and the softmax over them (*reconstruction*).
+
+    Logits (B, C, A) -> weights (B, C, r) that sum to 1, anchor slots (B, C, r).
+    """
     slot = top(logits, r)
     return logits.gather(-1, slot).softmax(-1), slot
 
 
 def masses(weight: Tensor, slot: Tensor, anchors: int) -> Tensor:
-    """M_a = sum_c w_ca: what flows into each anchor, (B, C, r) at slots (B, C, r) -> (B, A)."""
+    """M_a = sum_c w_ca: what flows into each anchor (*reconstruction*), (B, C, r) at slots (B, C, r) -> (B, A)."""
     return weight.new_zeros(len(weight), anchors).scatter_add_(1, slot.flatten(1), weight.flatten(1))
 
 

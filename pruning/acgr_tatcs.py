@@ -20,5 +20,5 @@ class AcgrTatcs(Tatcs, Acgr):
     """
 
     def score(self, tokens: VisualTokens, question: Question | None) -> Tensor:
-        """ACGR's ranking also where TATCS is not triggered."""
+        """ACGR's ranking (B, n) also where TATCS is not triggered."""
         return Acgr.score(self, tokens, question)

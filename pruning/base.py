@@ -8,6 +8,11 @@ Override the simplest point that serves:
 4. `schedule(depth, n) -> {layer: keep}` with `reduce_at(layer, tokens, keep)`: prune inside the tower.
 5. `pruning.decoder.DecoderPruner`: prune inside the language model.
 
+Four counts: `budget` is what the user asks for; `keeps(n)` what of a crop's n patches reaches the language model (the
+same, but 0 for `blank` and n for a method inside the language model); `tokens.count` what is there at this place,
+`tokens.patches` the n of the crop before any pruning. Inside the language model the budget is an average over its
+layers, and `plan(depth, n)` turns it into a count at each stage.
+
 The runner (`models/`) owns splicing, ordering, positions, batching and logging; a method never touches them.
 """
 
@@ -62,7 +67,11 @@ class Pruner:
 
     # --- inside the tower -------------------------------------------------------------------------------
     def schedule(self, depth: int, n: int) -> dict[int, int]:
-        """Layers (0-based, of the `depth` blocks that run) after which the method acts -> tokens to keep there."""
+        """Layers (0-based, of the `depth` blocks that run) after which the method acts -> tokens to keep there.
+
+        The number comes back as the `keep` of `reduce_at` as it is; an `int` with more on it (FlowCut's `Cut`, which
+        knows the blocks that are left) gets there too.
+        """
         return {}
 
     def reduce_at(self, layer: int, tokens: VisualTokens, keep: int) -> VisualTokens:

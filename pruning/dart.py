@@ -53,6 +53,9 @@ class Dart(Pruner):
     pivots, projected tokens and question embeddings are the states. Given the official arrays in their place the
     choice is the official one.
 
+    `start` is the position of the first visual token in the official prompt (35 tokens of LLaVA's Vicuna template
+    come before it); only the order of the pivots depends on it (`set_order`).
+
     K rule: the official count is 4 + 8 int(K / 8). Here `image_pivots` tokens are kept (all K by key norm, if
     K <= image_pivots), and K - image_pivots are shared out evenly over all pivots, the first ones in set order
     getting one more; at 4 + 8 t both agree.

@@ -14,7 +14,11 @@ from pruning.tokens import Question, VisualTokens
 
 
 class Cut(int):
-    """Tokens to keep at least, with `left`: blocks between this cut and the last one."""
+    """Tokens to keep at least, with `left`: blocks between this cut and the last one.
+
+    An int, so that the schedule is one of counts like any other; `reduce_at`, which does not learn the depth, gets
+    `left` with it.
+    """
 
     left: int
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pruning.base import Pruner
-from pruning.errors import InputError
+from pruning.errors import one_of
 from pruning.ops import top
 from pruning.tokens import Question, VisualTokens
 
@@ -95,8 +95,7 @@ class HoloV(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.strips not in ("fixed", "qwen"):
-            raise InputError(f"strips must be fixed or qwen, got {self.strips!r}")
+        one_of("strips", self.strips, ("fixed", "qwen"))
 
     def count(self, n: int, k: int) -> int:
         """Strips that n patches are cut into for a budget of k."""

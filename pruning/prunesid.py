@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pruning.base import Pruner
-from pruning.errors import InputError
+from pruning.errors import one_of
 from pruning.ops import by_parts, gram, products, top
 from pruning.tokens import Question, VisualTokens
 
@@ -170,8 +170,7 @@ class PruneSID(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pca not in ("exact", "lowrank"):
-            raise InputError(f"pca must be exact or lowrank, got {self.pca!r}")
+        one_of("pca", self.pca, ("exact", "lowrank"))
 
     def belong(self, tokens: VisualTokens) -> Tensor:
         """The group of each patch: (B, n, D) -> (B, n) in 0..G-1; the first of equals."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pruning.decoder import DecoderPruner, Look, Plan, scaled
-from pruning.errors import InputError
+from pruning.errors import one_of
 from pruning.ops import assign_sum, others, top
 from pruning.tokens import take
 
@@ -47,10 +47,8 @@ class SparseVLM(DecoderPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.version not in PUBLISHED:
-            raise InputError(f"version must be v1 or plus, got {self.version!r}")
-        if self.counting not in ("processed", "after_prune"):
-            raise InputError(f"counting must be processed or after_prune, got {self.counting!r}")
+        one_of("version", self.version, PUBLISHED)
+        one_of("counting", self.counting, ("processed", "after_prune"))
 
     @property
     def renumbers(self) -> bool:
@@ -73,6 +71,7 @@ class SparseVLM(DecoderPruner):
         return known[:1] or [self.nearest(make, STEPS * (len(lists) - 1), depth, n)]
 
     def average(self, plan: Plan, depth: int, n: int) -> float:
+        # tokens leave before layer `at`; the authors count layer `at - 1`, whose attention rates them, as pruned too
         early = 1 if self.counting == "after_prune" else 0
         return super().average({at - early: keep for at, keep in plan.items()}, depth, n)
 

@@ -28,15 +28,18 @@ class Tatcs(Pruner):
     *reconstruction*; each has its switch here.
 
     Args:
-        trigger: `kappa` clusters where the plain top-K shifts by more than `threshold`; `always`, `never`.
+        trigger: `kappa` clusters where the plain top-K shifts by more than `threshold`; `always`, `never`
+            (*reconstruction*).
         metric: which of `pruning.shift` kappa is (*reconstruction*).
         threshold: kappa above which the shift is severe (*reconstruction*).
-        text: `embeddings` compares projected tokens with the question's words, `clip` uses CLIP's text tower where
-            its weights are given, `none` leaves the text out (*reconstruction*).
+        text: `embeddings` compares projected tokens with the question's words, `none` leaves the text out; `clip`
+            compares in CLIP's joint space where its text tower is given, and is `embeddings` where it is not
+            (*reconstruction*).
         beta: weight of the text profile in the similarity (*reconstruction*).
         saliency: exponent of the CLS attention in a token's weight (*reconstruction*).
         gamma: strength of the text relevance in a token's weight (*reconstruction*).
-        iterations: most rounds of assignment and reselection; 0 keeps the greedy representatives.
+        iterations: most rounds of assignment and reselection; 0 keeps the greedy representatives
+            (*reconstruction*).
 
     Raises:
         InputError: a value out of its range.
@@ -66,14 +69,18 @@ class Tatcs(Pruner):
         return tokens.cls_attention.mean(1)
 
     def reduce(self, tokens: VisualTokens, question: Question | None) -> VisualTokens:
-        """The plain top-K where its shift is mild, else the clusters' representatives: (B, n, D) -> (B, K, D)."""
+        """The plain top-K where its shift is mild, else the clusters' representatives: (B, n, D) -> (B, K, D).
+
+        A token weighs w_i = s_i^saliency exp(gamma r_i): CLS attention s, text relevance r (*reconstruction*).
+        """
         keep = self.keeps(tokens.patches)
         saliency = tokens.cls_attention.mean(1)  # (B, n)
         plain = top(self.score(tokens, question), keep)
         kappa = shift(tokens.gather(plain).hidden, tokens.hidden, self.metric)  # (B,)
-        severe = {"always": torch.ones_like(kappa) > 0, "never": kappa < -1, "kappa": kappa > self.threshold}[
-            self.trigger
-        ]
+        if self.trigger == "kappa":
+            severe = kappa > self.threshold
+        else:
+            severe = torch.full_like(kappa, self.trigger == "always", dtype=torch.bool)
         trace = {**tokens.trace, "kappa_topk": kappa, "triggered": severe}
         if not severe.any():
             return replace(tokens.gather(plain), trace=trace)
@@ -88,14 +95,14 @@ class Tatcs(Pruner):
         return replace(tokens.gather(torch.where(severe[:, None], chosen, plain)), trace=trace)
 
     def words(self, tokens: VisualTokens, question: Question | None) -> tuple[Tensor, Tensor]:
-        """Cosine of each token with each word (B, n, T), and which words count (B, T)."""
+        """Cosine of each token with each of T words, (B, n, T) float32, and which words count, (B, T) bool.
+
+        In CLIP's joint space the words are the T text vectors of its tower. No text is one word that does not count.
+        """
         if question is None or self.text == "none":
-            return tokens.hidden.new_zeros(*tokens.hidden.shape[:2], 1).float(), tokens.index[:, :1] < -1
-        if self.text == "clip":
-            if question.clip is None or not tokens.has("clip"):
-                raise InputError(
-                    "text=clip needs CLIP's text vectors, and there are none; use text=embeddings or none"
-                )
+            none = torch.zeros_like(tokens.index[:, :1], dtype=torch.bool)
+            return tokens.hidden.new_zeros(*tokens.hidden.shape[:2], 1).float(), none
+        if self.text == "clip" and question.clip_is_real:
             every = torch.ones(question.clip.shape[:2], dtype=torch.bool, device=question.clip.device)
             return cosine(tokens.read("clip"), question.clip), every
         return cosine(tokens.projected, question.embeddings), question.content
@@ -128,10 +135,11 @@ def text_aware(hidden: Tensor, profile: Tensor, beta: float) -> Tensor:
 
 
 def cluster(similar: Tensor, weight: Tensor, k: int, iterations: int) -> tuple[Tensor, Tensor]:
-    """Representatives (B, K) and the cluster of each token (B, n), numbered by representative.
+    """Representatives (B, K) and the cluster of each token (B, n), numbered by representative (*reconstruction*).
 
-    Assignment and reselection alternate until no representative changes, at most `iterations` times. Images that
-    are stable stay so while others go on, hence the result of an image does not depend on its batch.
+    Similarities (B, n, n), weights (B, n). Assignment and reselection alternate until no representative changes, at
+    most `iterations` times. Images that are stable stay so while others go on, hence the result of an image does not
+    depend on its batch.
     """
     chosen = representatives(similar, weight, k)
     owner = assign(similar, chosen)
@@ -155,7 +163,10 @@ def representatives(similar: Tensor, weight: Tensor, k: int) -> Tensor:
 
 
 def assign(similar: Tensor, chosen: Tensor) -> Tensor:
-    """Each token to its most similar representative, a representative to itself: (B, n, n), (B, K) -> (B, n)."""
+    """Each token to its most similar representative, a representative to itself (*reconstruction*).
+
+    Similarities (B, n, n) and slots (B, K) -> (B, n) in 0..K-1.
+    """
     to = similar.gather(2, chosen[:, None].expand(-1, similar.shape[1], -1))  # (B, n, K)
     own = torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)
     return to.argmax(2).scatter(1, chosen, own)

@@ -81,6 +81,11 @@ class VisualTokens:
         return self.read("keys")
 
     @property
+    def mean_keys(self) -> Tensor:
+        """(B, n, head size) those keys, averaged over heads."""
+        return self.keys.unflatten(-1, (self.cls_attention.shape[1], -1)).mean(2)
+
+    @property
     def projected(self) -> Tensor:
         """(B, n, D_llm) the tokens as the language model would see them."""
         return self.read("projected")
@@ -171,6 +176,29 @@ class Question:
     content: Tensor  # (B, T) bool: content words (no stop words, no punctuation); may be empty for a row
     clip: Tensor | None = None  # (B, M, D_clip) text vectors in CLIP's joint space, or their stand-in
     clip_is_real: bool = False  # `clip` comes from the CLIP text tower, not from a stand-in
+
+
+def concatenate(parts: list[VisualTokens]) -> VisualTokens:
+    """Joins crops along the batch; all parts must hold equally many tokens."""
+    first = parts[0]
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([part.read(name) for part in parts])
+
+    def stack(values: list[Tensor | None]) -> Tensor | None:
+        return None if values[0] is None else torch.cat(values)  # type: ignore[arg-type]
+
+    return replace(
+        first,
+        hidden=torch.cat([part.hidden for part in parts]),
+        index=torch.cat([part.index for part in parts]),
+        cls=stack([part.cls for part in parts]),
+        size=stack([part.size for part in parts]),
+        seed=stack([part.seed for part in parts]),
+        features={name: (lambda name=name: joined(name)) for name in first.features},
+        carried={name: torch.cat([part.carried[name] for part in parts]) for name in first.carried},
+        trace={name: torch.cat([part.trace[name] for part in parts]) for name in first.trace},
+    )
 
 
 def take(x: Tensor, chosen: Tensor, axis: int = 1) -> Tensor:

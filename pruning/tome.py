@@ -77,16 +77,12 @@ class ToMe(Pruner):
         counts.reverse()
         return {layer: after for layer, (before, after) in enumerate(pairwise(counts)) if after < before}
 
-    def metric(self, tokens: VisualTokens) -> Tensor:
-        """(B, n, head size): keys averaged over heads."""
-        heads = tokens.cls_attention.shape[1]
-        return tokens.keys.unflatten(-1, (heads, -1)).mean(2)
-
     def reduce_at(self, layer: int, tokens: VisualTokens, keep: int) -> VisualTokens:
-        return merge(tokens, *match(self.metric(tokens), tokens.count - keep, cls=True))
+        return merge(tokens, *match(tokens.mean_keys, tokens.count - keep, cls=True))
 
     def reduce(self, tokens: VisualTokens, question: Question | None) -> VisualTokens:
-        keep, metric = self.keeps(tokens.patches), self.metric(tokens)
+        """What halving in the blocks has left over: (B, n, D) -> (B, K, D)."""
+        keep, metric = self.keeps(tokens.patches), tokens.mean_keys
         size = torch.ones_like(metric[..., 0]) if tokens.size is None else tokens.size
         owner = anchor = torch.arange(tokens.count, device=metric.device).expand(len(metric), -1)
         while (n := anchor.shape[1]) > keep:  # who goes with whom needs the metric alone

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pruning.base import Pruner
-from pruning.ops import cosine, top
+from pruning.ops import cosine, never_zero, others, top
 from pruning.tokens import Question, VisualTokens, take
 
 
@@ -33,29 +33,27 @@ def choose(attention: Tensor, dominant: int, contextual: int) -> tuple[Tensor, T
         the ranks of the rest in raster order, and of the other patches (B, rest). Each ascending.
     """
     best = top(attention, dominant).sort(-1).values
-    free = torch.ones_like(attention, dtype=torch.bool).scatter_(1, best, False)
-    rest = free.nonzero()[:, 1].view(len(attention), -1)  # (B, M), ascending
+    rest = others(best, attention.shape[1])  # (B, M), ascending
     step = max(1, rest.shape[1] // max(1, contextual))
     is_target = torch.zeros(rest.shape[1], dtype=torch.bool, device=rest.device)
     is_target[: step * contextual : step] = True
     return best, rest[:, is_target], rest[:, ~is_target]
 
 
-def merge(hidden: Tensor, metric: Tensor, targets: Tensor, others: Tensor) -> Tensor:
+def merge(hidden: Tensor, metric: Tensor, targets: Tensor, leaving: Tensor) -> Tensor:
     """Each target plus the mean of the patches most similar to it: (B, n, D), (B, n, d) -> (B, C, D) float32.
 
     A sum of target and mean, as published, and the target alone where no patch chose it. Where the sum would be
     the zero vector (opposite features), the target alone too.
     """
-    similarity = cosine(take(metric, others), take(metric, targets))  # (B, O, C)
+    similarity = cosine(take(metric, leaving), take(metric, targets))  # (B, O, C)
     owner = similarity.argmax(-1, keepdim=True)
     one_hot = torch.zeros_like(similarity).scatter_(2, owner, 1.0)  # a product is deterministic, a scatter is not
     count = one_hot.sum(1).clamp(min=1)[..., None]  # (B, C, 1)
-    slots = others[..., None].expand_as(one_hot)
+    slots = leaving[..., None].expand_as(one_hot)
     members = one_hot.new_zeros(len(hidden), hidden.shape[1], targets.shape[1]).scatter_(1, slots, one_hot)
     own = take(hidden, targets).float()
-    merged = own + members.mT @ hidden.float() / count
-    return torch.where(merged.any(-1, keepdim=True), merged, own)
+    return never_zero(own + members.mT @ hidden.float() / count, own)
 
 
 @dataclass
@@ -70,12 +68,11 @@ class VisionZip(Pruner):
     """
 
     def reduce(self, tokens: VisualTokens, question: Question | None) -> VisualTokens:
+        """CLS in front, dominant and contextual tokens: (B, n, D) -> (B, K, D)."""
         dominant, contextual = split(self.keeps(tokens.patches))
-        heads = tokens.cls_attention.shape[1]
-        best, targets, others = choose(tokens.cls_attention.sum(1), dominant - 1, contextual)
+        best, targets, leaving = choose(tokens.cls_attention.sum(1), dominant - 1, contextual)
         kept = tokens.gather(torch.cat([best, targets], 1))
         if contextual:
-            metric = tokens.keys.unflatten(-1, (heads, -1)).mean(2)  # (B, n, head size)
-            merged = merge(tokens.hidden, metric, targets, others).to(tokens.hidden.dtype)
+            merged = merge(tokens.hidden, tokens.mean_keys, targets, leaving).to(tokens.hidden.dtype)
             kept = kept.with_hidden(torch.cat([kept.hidden[:, : dominant - 1], merged], 1))
         return kept.with_cls()

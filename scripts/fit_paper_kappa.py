@@ -24,7 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 import pruning  # noqa: E402  (the repository's root is not a package on the path)
 from pruning import Pruner, Question, VisualTokens  # noqa: E402
-from pruning.shift import METRICS, all_shifts, statistics  # noqa: E402
+from pruning.sets import statistics  # noqa: E402
+from pruning.shift import METRICS, all_shifts  # noqa: E402
 from tests.golden_data.inputs import make  # noqa: E402
 
 FOLDER = ROOT / "results" / "paper"

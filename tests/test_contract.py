@@ -10,9 +10,10 @@ from torch import Tensor
 
 import pruning
 from models.guard import guard_torchvision
-from models.vision_tower import VisionTower, concatenate
+from models.vision_tower import VisionTower
 from pruning import Pruner, Question, VisualTokens
 from pruning.decoder import DecoderPruner
+from pruning.tokens import concatenate
 from tests.golden_data.inputs import make
 
 BUDGETS = (1, 16, 17, 64, 192, 575, 576)

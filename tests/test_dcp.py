@@ -367,6 +367,20 @@ def test_values_out_of_range_are_said(name: str, changed: dict[str, Any], said: 
         pruning.load(name, 16, **changed)
 
 
-def test_text_without_its_source_is_said() -> None:
-    with pytest.raises(InputError, match="CLIP's text vectors"):
-        pruning.load("tatcs", 16, text="clip", trigger="always").finish(make_tokens(), make_question())
+def test_clip_text_is_read_where_it_is_real_and_else_the_embeddings() -> None:
+    tokens, question = make_tokens(), make_question()
+    tokens = replace(tokens, features={**tokens.features, "clip": noise(3, N, 8, seed=6)})
+    vectors = noise(3, 1, 8, seed=7)
+
+    def kept(text: str, real: bool) -> Tensor:
+        asked = replace(question, clip=vectors, clip_is_real=real)
+        return pruning.load("tatcs", 16, text=text, trigger="always").finish(tokens, asked).index
+
+    assert torch.equal(kept("clip", real=False), kept("embeddings", real=False))
+    assert torch.equal(kept("embeddings", real=True), kept("embeddings", real=False))
+    assert not torch.equal(kept("clip", real=True), kept("embeddings", real=True))
+    method = pruning.load("tatcs", 16, text="clip")
+    words, counts = method.words(tokens, replace(question, clip=vectors, clip_is_real=True))
+    cosine = torch.nn.functional.cosine_similarity(tokens.features["clip"], vectors, dim=-1)
+    torch.testing.assert_close(words[..., 0], cosine)
+    assert counts.tolist() == [[True]] * 3

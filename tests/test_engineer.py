@@ -10,6 +10,7 @@ import torch
 
 import pruning
 from models.attach import attach
+from models.clip import load_clip
 from models.load import load
 from models.text import strip_template
 from models.versions import cache_argument, cache_in
@@ -30,6 +31,28 @@ def by_hand(model, given, steps=5):
             mask = torch.cat([mask, torch.ones_like(ids)], 1)
             tokens.append(ids)
     return torch.cat(tokens, 1).tolist()
+
+
+def test_clips_text_tower_can_be_given(both, tmp_path):
+    llava, budget = both
+    given, name = inputs(llava, *asked()), str(tiny.save_clip(tmp_path))
+
+    def kept(clip, **changed):
+        pruner = pruning.load("tatcs", budget, trigger="always", **changed)
+        with attach(llava.model, pruner, llava.tokenizer, clip) as model, torch.no_grad():
+            return model(**given).logits[:, -1]
+
+    assert torch.equal(kept(None, text="clip"), kept(None))
+    assert not torch.equal(kept(name, text="clip"), kept(None))
+    try:  # what the wrapper keeps of each image with this CLIP, in front of the language model
+        llava.clip_text = load_clip(name, llava.tower, llava.embed.weight)
+        pruner = pruning.load("tatcs", budget, trigger="always", text="clip")
+        answers = llava.answer(asked()[0], [[q] for q in QUESTIONS], pruner, 1)
+    finally:
+        llava.clip_text = llava.tower.clip_projection = None
+        llava.cache.clear()  # states made in batches of other shapes, for the tests of bits
+    theirs = torch.stack([own[0].first_logits for own in answers])
+    torch.testing.assert_close(kept(name, text="clip"), theirs, rtol=1e-4, atol=1e-4)
 
 
 def free(rows):

@@ -52,6 +52,7 @@ def test_shapes_of_saved_models_are_those_of_the_loaded_ones(tmp_path, llava):
         shape = read_shape(str(folder))
         assert shape.parameters == sum(p.numel() for p in loaded.model.parameters())
         assert shape.visual_tokens == loaded.visual_tokens and shape.depth == loaded.tower.depth
+        assert parse(loaded.model.config.to_dict()) == shape  # what the automatic batch size reads
     sparse = {"architectures": ["LlavaForConditionalGeneration"], "text_config": {"vocab_size": 32064}}
     vision = json.loads((PUBLISHED / "llava15_7b.json").read_text())["vision_config"]
     assert parse({**sparse, "vision_config": vision}).parameters == PUBLIC["llava15_7b"][0]
@@ -243,28 +244,15 @@ def test_an_image_with_fewer_crops_gets_their_share(tmp_path):
     assert answer.visual_tokens == len(answer.index) == 4 * 8 and shown >= 32
 
 
-def save_clip(folder: Path, width: int = 32) -> Path:
-    """A random CLIP whose tower has the width of the tiny LLaVA's."""
-    import transformers as t
-
-    small = {"hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = {**small, "vocab_size": 84, "max_position_embeddings": 12, "bos_token_id": 1, "eos_token_id": 2}
-    vision = {**small, "image_size": tiny.SIDE, "patch_size": tiny.PATCH}
-    torch.manual_seed(0)
-    t.CLIPModel(t.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(folder)
-    t.AutoTokenizer.from_pretrained(ROOT / "models" / "mini").save_pretrained(folder)
-    return folder
-
-
 def test_clip_text_tower_is_read_and_named(samples, tmp_path, capsys):
-    folder, clip = tiny.save(tmp_path / "model", next_=False), save_clip(tmp_path / "clip")
+    folder, clip = tiny.save(tmp_path / "model", next_=False), tiny.save_clip(tmp_path / "clip")
     words = [f"model.path={folder}", "tasks=paper", f"tasks.data_dir={samples}", "tasks.names=[pope]", "budget=4"]
     words += ["pictures=0", "tasks.max_new_tokens=2", "method=tatcs", "method.text=clip", "method.trigger=always"]
     assert call(*words, f"model.clip_text={clip}", f"out={tmp_path / 'a'}") == 0
     point = next((tmp_path / "a" / "mini" / "test").glob("tatcs-*/4"))
     assert json.loads((point / "metrics.json").read_text())["protocol"]["text_features"] == "CLIP text tower of clip"
     assert "clip_text: clip" in (point / "config.yaml").read_text()
-    wide = save_clip(tmp_path / "wide", 64)
+    wide = tiny.save_clip(tmp_path / "wide", 64)
     capsys.readouterr()
     line = refused(capsys, *words, f"model.clip_text={wide}", f"out={tmp_path / 'b'}")
     assert "has a tower of width 64, expected 32" in line

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import pruning
+from eval.point import check_reach
 from models.attach import attach
 from models.load import load
 from models.versions import cache_in
@@ -103,8 +104,17 @@ def test_budget_must_divide_over_the_crops(cut):
         cut.answer(tiny.pictures(1), [["?"]], pruning.load("uniform", 16))
     with pytest.raises(pruning.InputError, match="between 1 and 80, got 81"), pruning.load("uniform", 81)(cut.model):
         pass
-    with pytest.raises(pruning.InputError, match="newline must be keep or drop"):
+    for pruner, said in ((pruning.load("uniform", 16), line), (pruning.load("fastv", 80), "for LLaVA-1.5 only")):
+        with pytest.raises(pruning.InputError, match=said):  # a loaded model whose configuration was not at hand
+            check_reach(pruner, cut)
+    with pytest.raises(pruning.InputError, match="newline must be one of keep, drop"):
         type(cut.crops)(cut.model, cut.tower, "maybe")
+
+
+def test_selection_is_timed_apart_from_the_tower(cut):
+    cut.seconds.clear()
+    cut.prune(cut.pixels(tiny.pictures(2)), pruning.load("tatcs", 20, trigger="always"), [["a?"], ["b?"]])
+    assert set(cut.seconds) == {"tower", "selection"} and min(cut.seconds.values()) > 0
 
 
 # --- batches ----------------------------------------------------------------------------------------------
@@ -260,7 +270,7 @@ def test_images_are_padded_or_cropped_as_the_protocol_says(folder, plain):
     assert padded[0, 28].min() > 1.5
     cropped = load(path, PROMPT, dtype="float32", device="cpu", image_protocol="crop").pixels([wide])
     assert torch.equal(cropped, plain.pixels([wide]))
-    with pytest.raises(pruning.InputError, match="image_protocol must be pad or crop, got 'stretch'"):
+    with pytest.raises(pruning.InputError, match="image_protocol must be one of pad, crop, got 'stretch'"):
         square_processor(plain.processor.image_processor, "stretch")
     with pytest.raises(pruning.InputError, match="cuts crops of its own"):
         load(str(folder / "next"), PROMPT, image_protocol="pad")

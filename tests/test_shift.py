@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from pruning.errors import InputError
-from pruning.shift import COMPONENTS, DIRECTIONS, FLOOR, METRICS, all_shifts, output_kl, shift, statistics
+from pruning.sets import COMPONENTS, DIRECTIONS, FLOOR, statistics
+from pruning.shift import METRICS, all_shifts, output_kl, shift
 
 Array = np.ndarray
 

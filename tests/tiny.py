@@ -79,6 +79,19 @@ def save(folder: Path, next_: bool, language: str = "llama") -> Path:
     return folder
 
 
+def save_clip(folder: Path, width: int = 32) -> Path:
+    """A random CLIP whose tower has the width of the tiny LLaVA's."""
+    import transformers as t
+
+    small = {"hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {**small, "vocab_size": 84, "max_position_embeddings": 12, "bos_token_id": 1, "eos_token_id": 2}
+    vision = {**small, "image_size": SIDE, "patch_size": PATCH}
+    torch.manual_seed(0)
+    t.CLIPModel(t.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(folder)
+    t.AutoTokenizer.from_pretrained(ROOT / "models" / "mini").save_pretrained(folder)
+    return folder
+
+
 def build(folder: Path, next_: bool, **options):
     """The wrapper around the saved model, float32 on the CPU."""
     return load(str(save(folder, next_)), PROMPT, dtype="float32", device="cpu", **options)
