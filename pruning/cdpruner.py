@@ -75,4 +75,4 @@ class CDPruner(Pruner):
 
     def select(self, tokens: VisualTokens, question: Question) -> Tensor:
         r = rescale(relevance(tokens, question, self.sign, cosine=True), self.normalise)  # (B, n)
-        return greedy_map(tokens.projected, r, self.keeps(tokens.patches))
+        return greedy_map(tokens.projected, r, self.keeps(tokens.patches))  # (B, K)

@@ -80,4 +80,4 @@ class Dart(Pruner):
         taken = torch.zeros(len(states), n, dtype=torch.bool, device=states.device).scatter_(1, image, True)
         quota = shares(keep - image.shape[1], live.gather(1, order))
         kept = least_duplicated(states, take(pivots, order), quota, taken)
-        return top(kept, keep)  # the kept slots, ascending
+        return top(kept, keep)  # (B, K) the kept slots, ascending

@@ -57,4 +57,4 @@ class DivPrune(Pruner):
     """
 
     def select(self, tokens: VisualTokens, question: Question | None) -> Tensor:
-        return max_min(tokens.projected, self.keeps(tokens.patches))
+        return max_min(tokens.projected, self.keeps(tokens.patches))  # (B, n, D_llm) -> (B, K)

@@ -34,8 +34,9 @@ class Downsample(Pruner):
 
     @staticmethod
     def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, 3, H, W) -> (B, 3, *size) in the same dtype."""
         small = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True, align_corners=False)
         return small.to(pixels.dtype)
 
     def reduce(self, tokens: VisualTokens, question: Question | None) -> VisualTokens:
-        return tokens  # the tower saw K patches already
+        return tokens  # (B, K, D): the tower saw K patches already

@@ -104,6 +104,6 @@ class HoloV(Pruner):
     def select(self, tokens: VisualTokens, question: Question | None) -> Tensor:
         k, n = self.keeps(tokens.patches), tokens.count
         strips = self.count(n, k)
-        attention = tokens.cls_attention.mean(1)
-        score = strip_scores(tokens.projected, attention, strips, self.alpha)
+        attention = tokens.cls_attention.mean(1)  # (B, n)
+        score = strip_scores(tokens.projected, attention, strips, self.alpha)  # (B, P)
         return ordered(attention, strip_sizes(n, strips), strip_quotas(score, k), k)

@@ -16,7 +16,8 @@ STRIPS = 6  # of a Gram matrix: the more, the less is computed twice, but the sm
 def by_parts(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorator: on a CPU a few images of the batch at a time, so that what they become stays in the cache.
 
-    Arguments that are tensors, and the result, have the batch in front; images must not depend on each other.
+    Arguments that are tensors, and the result, have the batch B in front, (B, ...); one tensor at least, equally long
+    all. Images must not depend on each other: the parts are joined as they come.
     """
 
     @wraps(function)

@@ -43,4 +43,4 @@ class Pool(Pruner):
         mean = cell_weights(keep, tokens.grid).to(device) @ tokens.hidden.float()  # (K, N) @ (B, N, D)
         size = torch.full(centre.shape, tokens.patches / keep, device=device)
         out = replace(tokens.gather(centre), size=size)
-        return out.with_hidden(never_zero(mean.to(out.hidden.dtype), out.hidden))
+        return out.with_hidden(never_zero(mean.to(out.hidden.dtype), out.hidden))  # (B, K, D)

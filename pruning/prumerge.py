@@ -76,7 +76,7 @@ class PruMerge(Pruner):
         return top(attention, k)
 
     def reduce(self, tokens: VisualTokens, question: Question | None) -> VisualTokens:
-        attention = single_head_row(tokens)
-        kept = self.choose(attention, self.keeps(tokens.patches) - 1)
+        attention = single_head_row(tokens)  # (B, n)
+        kept = self.choose(attention, self.keeps(tokens.patches) - 1)  # (B, K - 1)
         states = enrich(tokens.hidden.float(), tokens.read("next_keys"), attention, kept, self.neighbours)
         return with_summary(tokens, kept, states[:, :-1], states[:, -1])

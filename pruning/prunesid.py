@@ -188,5 +188,5 @@ class PruneSID(Pruner):
         if budget == 1:
             return tokens.gather(tokens.index[:, :0]).with_cls()
         attention = tokens.cls_attention.sum(1)
-        slots = ordered(tokens.hidden, attention, self.belong(tokens), self.groups(tokens), budget)
+        slots = ordered(tokens.hidden, attention, self.belong(tokens), self.groups(tokens), budget)  # (B, K - 1)
         return tokens.gather(slots).with_cls()

@@ -27,4 +27,4 @@ class Random(Pruner):
             torch.rand(tokens.count, generator=torch.Generator().manual_seed((image + 7919 * self.seed) % 2**63))
             for image in images
         ]
-        return torch.stack(rows).to(tokens.hidden.device)
+        return torch.stack(rows).to(tokens.hidden.device)  # (B, n)

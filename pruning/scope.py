@@ -41,5 +41,5 @@ class Scope(Pruner):
     alpha: float = 1.0
 
     def select(self, tokens: VisualTokens, question: Question | None) -> Tensor:
-        saliency = tokens.cls_attention.sum(1) ** self.alpha
-        return greedy(tokens.hidden.float(), saliency, self.keeps(tokens.patches))
+        saliency = tokens.cls_attention.sum(1) ** self.alpha  # (B, n)
+        return greedy(tokens.hidden.float(), saliency, self.keeps(tokens.patches))  # (B, K)

@@ -31,10 +31,10 @@ class Trim(Pruner):
         one_of("sign", self.sign, SIGNS)
 
     def reduce(self, tokens: VisualTokens, question: Question) -> VisualTokens:
-        score = relevance(tokens, question, self.sign, cosine=False)
+        score = relevance(tokens, question, self.sign, cosine=False)  # (B, n)
         kept = top(score, self.keeps(tokens.patches) - 1).sort(dim=1).values  # (B, K - 1)
         states = tokens.hidden.float()
         mine = take(states, kept)
         rest = torch.ones_like(score).scatter(1, kept, 0)  # 1 for the others
         mean = dots(states.transpose(1, 2), rest) / rest.sum(1, keepdim=True)
-        return with_summary(tokens, kept, mine, mean)
+        return with_summary(tokens, kept, mine, mean)  # (B, K, D)

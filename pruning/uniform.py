@@ -41,4 +41,4 @@ class Uniform(Pruner):
 
     def select(self, tokens: VisualTokens, question: Question | None) -> Tensor:
         patches = cell_patches(self.keeps(tokens.patches), tokens.grid)
-        return torch.tensor(patches, device=tokens.hidden.device).expand(len(tokens.hidden), -1)
+        return torch.tensor(patches, device=tokens.hidden.device).expand(len(tokens.hidden), -1)  # (B, K)
