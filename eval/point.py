@@ -181,7 +181,7 @@ def protocol(plan: Plan, lm: Any) -> dict[str, Any]:
     """How the questions were asked: decoding, longest answers, picture and packing switches, text features."""
     text = None
     if lm.pruner.reads_question:
-        clip = plan.options.get("clip_text")
+        clip = plan.options.get("clip_text") if lm.pruner.reads_clip else None
         text = f"CLIP text tower of {portable(clip)}" if clip else "input embeddings of the language model"
     switches = {name: value for name, value in plan.options.items() if name != "clip_text"}
     return {

@@ -44,6 +44,7 @@ class Pruner:
     budget: int
 
     reads_question: ClassVar[bool] = False  # the selection depends on the question
+    reads_clip: ClassVar[bool] = False  # of the question, what CLIP's text tower makes of it (or what stands in)
     one_by_one: ClassVar[bool] = False  # counts inside the tower differ between images: no batching there
     resizes_image: ClassVar[bool] = False  # the method cuts its own patches (`downsample`)
     inside_block: ClassVar[bool] = False  # reduce_at acts between attention and MLP of a block (ToMe)

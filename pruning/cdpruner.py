@@ -67,6 +67,7 @@ class CDPruner(Pruner):
     normalise: str = "image"
     sign: str = "auto"
     reads_question = True
+    reads_clip = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

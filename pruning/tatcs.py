@@ -63,6 +63,7 @@ class Tatcs(Pruner):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
         self.reads_question = self.text != "none" and self.trigger != "never"  # type: ignore[misc]
+        self.reads_clip = self.reads_question and self.text == "clip"  # type: ignore[misc]
 
     def score(self, tokens: VisualTokens, question: Question | None) -> Tensor:
         """(B, n) the plain ranking."""

@@ -25,6 +25,7 @@ class Trim(Pruner):
 
     sign: str = "auto"
     reads_question = True
+    reads_clip = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -252,6 +252,9 @@ def test_clip_text_tower_is_read_and_named(samples, tmp_path, capsys):
     point = next((tmp_path / "a" / "mini" / "test").glob("tatcs-*/4"))
     assert json.loads((point / "metrics.json").read_text())["protocol"]["text_features"] == "CLIP text tower of clip"
     assert "clip_text: clip" in (point / "config.yaml").read_text()
+    assert call(*words, f"model.clip_text={clip}", "method.text=embeddings", f"out={tmp_path / 'c'}") == 0
+    point = next((tmp_path / "c" / "mini" / "test").glob("tatcs-*/4"))
+    assert "embeddings" in json.loads((point / "metrics.json").read_text())["protocol"]["text_features"]
     wide = tiny.save_clip(tmp_path / "wide", 64)
     capsys.readouterr()
     line = refused(capsys, *words, f"model.clip_text={wide}", f"out={tmp_path / 'b'}")
