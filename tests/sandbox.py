@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pytest
 from PIL import Image, ImageDraw
 
 import run
@@ -55,3 +56,12 @@ def call(*words: str) -> int:
         return run.main(list(words))
     except SystemExit as stop:
         return int(stop.code or 0)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that the command ends in."""
+    assert call(*words) == 2
+    shown = capsys.readouterr()
+    lines = shown.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and not shown.out, shown.err
+    return lines[0].removeprefix("error: ")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from eval import point
 from eval.records import Record
-from tests.sandbox import call, encoded, picture, write_data
+from tests.sandbox import call, encoded, picture, refused, write_data
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND_LINES = {
@@ -54,15 +54,6 @@ COMMAND_LINES = {
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = write_data(tmp_path_factory.mktemp("data"), [encoded(picture(i)) for i in range(2)])
     return f"tasks.data_dir={folder}"
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line that the command ends in."""
-    assert call(*words) == 2
-    shown = capsys.readouterr()
-    lines = shown.err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ") and not shown.out, shown.err
-    return lines[0].removeprefix("error: ")
 
 
 @pytest.mark.parametrize("word", COMMAND_LINES)

@@ -163,11 +163,13 @@ def test_structured(name: str, dtype: torch.dtype) -> None:
     scenes = [scene(seed) for seed in range(3)]
     for budget in BUDGETS:
         method = pruning.load(name, budget)
-        together, alone = (prune(method, *batch(some, dtype)) for some in (scenes, scenes[1:2]))
+        some = scenes[:2] if budget == 575 else scenes  # greedy methods take 575 steps
+        together, alone = (prune(method, *batch(few, dtype)) for few in (some, some[1:2]))
         check(method, together, dtype)
         check(method, alone, dtype)
         same(together, alone, 1)
-    assert torch.equal(together.hidden, prune(method, *batch(scenes, dtype)).hidden)
+        if budget == 17:
+            assert torch.equal(together.hidden, prune(method, *batch(some, dtype)).hidden), "not deterministic"
 
 
 @pytest.mark.parametrize("name", ON_TOKENS)

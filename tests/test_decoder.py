@@ -14,6 +14,7 @@ from models.decoder import DecoderDriver, attention_rows
 from models.versions import cache_in
 from pruning.sparsevlm import cluster_means, merge_counts, raters
 from tests.conftest import PROMPT
+from tests.tiny import converted
 
 CASES = [("fastv", 300, {}), ("fastv", 150, {}), ("pyramiddrop", 200, {}), ("sparsevlm", 200, {})]
 CASES += [("sparsevlm", 200, {"version": "plus"})]
@@ -29,6 +30,11 @@ def inputs(llava, scenes, which):
 def generate(model, batch, **options):
     options = {"max_new_tokens": 5, "do_sample": False, **options}
     return model.generate(**batch, return_dict_in_generate=True, output_scores=True, **options)
+
+
+def saying(told, start):
+    """A logits processor that has row n of `generate` say `told[n]`, (R, steps) ids, after `start` ids of prompt."""
+    return lambda ids, scores: torch.full_like(scores, -torch.inf).scatter(1, told[:, ids.shape[1] - start, None], 0)
 
 
 # --- budgets ------------------------------------------------------------------------------------------------
@@ -113,13 +119,9 @@ def test_rows_are_those_of_eager_attention(llava, scenes):
 @pytest.mark.parametrize(("name", "budget", "options"), CASES)
 def test_cache_holds_what_the_plan_says(llava, scenes, name, budget, options, dtype):
     batch, pruner = inputs(llava, scenes, [(0, 0)]), pruning.load(name, budget, **options)
-    llava.model.to(dtype)
-    try:
-        batch["pixel_values"] = batch["pixel_values"].to(dtype)
-        with pruner(llava.model), torch.no_grad():
-            cache = cache_in(llava.model(**batch, use_cache=True))
-    finally:
-        llava.model.to(torch.float32)
+    batch["pixel_values"] = batch["pixel_values"].to(dtype)
+    with pruner(converted(llava, dtype).model) as model, torch.no_grad():
+        cache = cache_in(model(**batch, use_cache=True))
     text = batch["input_ids"].shape[1] - 576
     counts = pruner.counts(pruner.plan(5, 576), 5, 576)
     assert [cache.get_seq_length(layer) - text for layer in range(5)] == counts
@@ -168,9 +170,18 @@ def test_beams_and_samples_of_a_batch_are_those_of_singles(llava, scenes, name, 
             texts = [llava.tokenizer.batch_decode(rows, True) for rows in (together.sequences[mine], alone.sequences)]
             assert texts[0] == texts[1]
             torch.testing.assert_close(together.sequences_scores[mine], alone.sequences_scores, atol=1e-3, rtol=1e-3)
+        options = {"do_sample": True, "temperature": 50.0, "num_return_sequences": 3, "output_logits": True}
         torch.manual_seed(0)
-        sampled = generate(model, batch, do_sample=True, temperature=2.0, num_return_sequences=4)
-    assert len(sampled.sequences) == 8
+        sampled = generate(model, batch, **options)
+        said = sampled.sequences[:, batch["input_ids"].shape[1] :]
+        assert len(said.unique(dim=0)) > len(pairs)
+        for row, pair in enumerate(pairs):  # the same samples again, without the other prompt
+            single, mine = inputs(llava, scenes, [pair]), slice(3 * row, 3 * row + 3)
+            forced = saying(said[mine], single["input_ids"].shape[1])
+            alone = generate(model, single, logits_processor=[forced], **options)
+            assert (said[mine, : len(alone.logits)] == alone.sequences[:, single["input_ids"].shape[1] :]).all()
+            for a, b in zip(sampled.logits, alone.logits):
+                torch.testing.assert_close(a[mine], b, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "budget", "options"), CASES)

@@ -12,6 +12,7 @@ from models.attach import attach
 from models.cache import StateCache
 from models.vision_tower import VisionTower, cls_row
 from tests.conftest import PROMPT
+from tests.tiny import converted
 
 
 def batch(llava, scenes, n=2):
@@ -34,21 +35,14 @@ def plain_features(model, pixels):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_full_budget_is_the_plain_model_bit_for_bit(llava, scenes, dtype):
-    model, inputs = llava.model, batch(llava, scenes)
-    model.to(dtype)
-    try:
-        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-        with torch.no_grad():
-            logits, ids = model(**inputs).logits, generate(model, inputs)
-            with pruning.load("cls_attention", 576)(model):
-                assert torch.equal(model(**inputs).logits, logits)
-                assert torch.equal(generate(model, inputs), ids)
-            tower = VisionTower(model)
-            assert torch.equal(
-                tower.full(inputs["pixel_values"]).hidden, plain_features(model, inputs["pixel_values"])[:, 1:]
-            )
-    finally:
-        model.to(torch.float32)
+    model, inputs = converted(llava, dtype).model, batch(llava, scenes)
+    pixels = inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+    with torch.no_grad():
+        logits, ids = model(**inputs).logits, generate(model, inputs)
+        with pruning.load("cls_attention", 576)(model):
+            assert torch.equal(model(**inputs).logits, logits)
+            assert torch.equal(generate(model, inputs), ids)
+        assert torch.equal(VisionTower(model).full(pixels).hidden, plain_features(model, pixels)[:, 1:])
 
 
 def test_leaving_the_context_restores_the_model_also_after_an_error(llava, scenes):

@@ -18,10 +18,17 @@ def shapes(notebook: nbformat.NotebookNode) -> list[list[str]]:
     return [sorted({kind for out in cell.outputs for kind in out.get("data", {"text": 0})}) for cell in cells]
 
 
+def shrunk(path: Path, folder: Path) -> Path:
+    """A copy in which 04 takes one image instead of eight."""
+    copy = folder / path.name
+    copy.write_text(path.read_text().replace("limit=8", "limit=1"))
+    return copy
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_and_its_outputs_are_stored(path: Path) -> None:
+def test_it_runs_and_its_outputs_are_stored(path: Path, tmp_path: Path) -> None:
     stored = nbformat.read(path, as_version=4)
-    assert shapes(executed(path)) == shapes(stored)  # a cell that fails raises
+    assert shapes(executed(shrunk(path, tmp_path))) == shapes(stored)  # a cell that fails raises
     drawn = {kind for kinds in shapes(stored) for kind in kinds}
     assert drawn & {"image/png", "image/jpeg"} or path.stem == "04_add_a_method"
 

@@ -7,19 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
+from loguru import logger
 
+from eval import lmms_cli
 from models.guard import guard_torchvision
 from models.shape import PUBLISHED, config_file, parse, read_shape
 from scripts.make_official_samples import write
 from tests import tiny
 from tests.conftest import ROOT
-from tests.sandbox import call
-from tests.test_bad_input import refused
+from tests.sandbox import call, refused
 
 PUBLIC = {  # model -> (parameters as the hub states them, visual tokens, decoder layers)
     "llava15_7b": (7_063_427_072, 576, 32),
@@ -179,7 +179,8 @@ def test_five_official_tasks_run_on_local_files(out):
     assert metrics["protocol"]["ocr"] is True and metrics["protocol"]["decoding"] == "greedy"
     asked = rows.groupby("task").question.first()
     assert "Reference OCR token: " in asked["textvqa_val"] and asked["scienceqa_img"].endswith("directly.")
-    assert rows.groupby("task").image_id.nunique().to_dict()["gqa"] == len(set(rows[rows.task == "gqa"].image_id))
+    pictured = rows[rows.task == "gqa"].image_id
+    assert len(pictured) == 6 and pictured.nunique() == 4  # some pictures have two questions
     assert not list(out.rglob("submissions"))
     pope = metrics["tasks"]["pope"]["metrics"]
     assert {"pope_accuracy", "pope_f1_score", "pope_precision", "pope_recall", "pope_said_yes"} <= set(pope)
@@ -196,27 +197,18 @@ def test_mme_is_scored_as_perception_plus_cognition(out):
         assert rows[rows.task == "mme"].weight.mean() == pytest.approx(1)
 
 
-def test_lmms_evals_own_command_gives_the_same_scores(out, samples, tmp_path):
+def test_lmms_evals_own_command_gives_the_same_scores(out, samples, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("VERBOSITY", "INFO")  # lmms-eval sets it
     words = ["--model", "dcp_prune", "--model_args", "path=models/mini,method=cls_attention,budget=16"]
     words += ["--tasks", ",".join(OFFICIAL), "--data_dir", str(samples), "--output_path", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-m", "eval.lmms_cli", *words], cwd=ROOT, capture_output=True, text=True)
+    lmms_cli.main(words)
+    logger.remove()  # lmms-eval's, which writes to this test's output
     found = json.loads(next(tmp_path.rglob("*results.json")).read_text())["results"]
-    assert done.returncode == 0
     for task, values in record(out)[0]["tasks"].items():
         for name, value in values["metrics"].items():
             if name not in ("mme_total", "pope_said_yes"):
                 assert found[task][f"{name},none"] == pytest.approx(value), (task, name)
-
-
-@pytest.mark.parametrize("table", ["results_llava15_7b", "results_llava_next_7b"])
-def test_average_reproduces_the_papers_rows(table):
-    from eval.scores import average_percent
-
-    rows = pd.read_csv(ROOT / "results" / "paper" / f"{table}.csv")
-    columns = ["GQA", "MME", "POPE", "SQA", "TextVQA"]
-    vanilla = dict(rows[rows.method == "vanilla"].iloc[0][columns])
-    ours = np.array([average_percent(dict(row[columns]), vanilla) for _, row in rows.iterrows()])
-    assert np.abs(ours - rows.avg_percent).max() <= 0.15, ours - rows.avg_percent
 
 
 # --- LLaVA-NeXT, CLIP's text tower ------------------------------------------------------------------------

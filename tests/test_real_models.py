@@ -13,39 +13,20 @@ from models.load import load
 from models.versions import cache_in
 from tests import tiny
 from tests.conftest import PROMPT
+from tests.tiny import QUESTIONS, asked, inputs, new_tokens
 
-QUESTIONS = ["what color is the sign?", "is there a red circle?", "how many squares?", "what is 7?", "is there a 5?"]
 METHODS = ["acgr_tatcs", "cls_attention", "trim", "tome"]
-
-
-def inputs(llava, images, texts):
-    return llava.processor(images=images or None, text=texts, return_tensors="pt", padding=True)
-
-
-def asked(images=None):
-    """Five images of five sizes, one question each."""
-    return (images or tiny.pictures()), [PROMPT.format(question=q) for q in QUESTIONS]
-
-
-def new_tokens(model, given, **options):
-    out = model.generate(**given, **{"max_new_tokens": 5, "do_sample": False, **options})
-    return out[:, given["input_ids"].shape[1] :].tolist()
 
 
 # --- LLaVA-NeXT's packing ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_unpruned_packing_is_hugging_faces_bit_for_bit(cut, dtype):
     images, texts = asked()
-    given = inputs(cut, images, texts)
-    cut.model.to(dtype)
-    try:
-        with torch.no_grad():
-            theirs = cut.model.model.get_image_features(given["pixel_values"].to(dtype), given["image_sizes"])
-            ours = cut.project(cut.prune(cut.pixels(images), pruning.load("vanilla", 80)))
-        assert all(torch.equal(a, b) for a, b in zip(ours, getattr(theirs, "pooler_output", theirs), strict=True))
-    finally:
-        cut.model.to(torch.float32)
-        cut.cache.clear()
+    given, other = inputs(cut, images, texts), tiny.converted(cut, dtype)
+    with torch.no_grad():
+        theirs = other.model.model.get_image_features(given["pixel_values"].to(dtype), given["image_sizes"])
+        ours = other.project(other.prune(other.pixels(images), pruning.load("vanilla", 80)))
+    assert all(torch.equal(a, b) for a, b in zip(ours, getattr(theirs, "pooler_output", theirs), strict=True))
 
 
 def test_full_budget_answers_like_plain_generate(both):
@@ -210,18 +191,14 @@ def test_lengths_labels_and_caches(plain):
 
 def test_bfloat16_runs_and_full_budget_is_the_plain_model(both):
     llava, budget = both
-    given = inputs(llava, *asked())
-    llava.model.to(torch.bfloat16)
-    try:
-        before = new_tokens(llava.model, given)
-        with pruning.load("cls_attention", llava.visual_tokens)(llava.model) as model:
-            assert new_tokens(model, given) == before
-        for name in METHODS:
-            with pruning.load(name, budget)(llava.model) as model:
-                assert len(new_tokens(model, given)) == len(QUESTIONS)
-        assert new_tokens(llava.model, given) == before
-    finally:
-        llava.model.to(torch.float32)
+    given, plain = inputs(llava, *asked()), tiny.converted(llava, torch.bfloat16).model
+    before = new_tokens(plain, given)
+    with pruning.load("cls_attention", llava.visual_tokens)(plain) as model:
+        assert new_tokens(model, given) == before
+    for name in METHODS:
+        with pruning.load(name, budget)(plain) as model:
+            assert len(new_tokens(model, given)) == len(QUESTIONS)
+    assert new_tokens(plain, given) == before
 
 
 def test_what_cannot_work_says_so(plain, cut):

@@ -17,21 +17,22 @@ from tests.sandbox import encoded, picture, write_data
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = """
 import resource, sys, run
-for limit in (40, 440):
+for limit in (8, 48):
     assert run.main([*sys.argv[1:], f"limit={limit}"]) == 0
     print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
 def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
-    """A picture kept in memory is 0.34 MB, so 400 more of them would pass the bound."""
-    image = encoded(picture(0), "JPEG")
-    data, model = write_data(tmp_path / "data", [image] * 440), tiny.save(tmp_path / "tiny", next_=False)
+    """A picture kept in memory is 5.4 MB, so 40 more of them would pass the bound."""
+    image = encoded(picture(0).resize((1344, 1344)), "JPEG")
+    data, model = write_data(tmp_path / "data", [image] * 48), tiny.save(tmp_path / "tiny", next_=False)
     words = [
         "budget=4",
         "method=cls_attention",
         "tasks.names=[mini_pope]",
         "pictures=0",
+        "batch_size=2",
         "out=" + str(tmp_path / "o"),
     ]
     words += [f"tasks.data_dir={data}", f"model.path={model}"]

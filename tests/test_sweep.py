@@ -11,13 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from eval.journal import Journal
+from eval.lmms_model import PrunedLlava
+from pruning.cls_attention import ClsAttention
 from scripts import kill_test
 from tests.sandbox import call, encoded, picture, write_data
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHERS = {
-    "basic": [],
     "local": ["launcher=local"],
     "slurm": ["launcher=slurm", *(f"hydra.launcher.{x}" for x in ("gpus_per_node=0", "mem_gb=2", "cpus_per_task=1"))],
 }
@@ -80,19 +80,32 @@ def needs(launcher: str) -> None:
         pytest.skip("no running Slurm here; `bash scripts/slurm_single_node.sh` installs and starts one")
 
 
+def check_failed(out: Path, method: str, file: str, shown: str) -> None:
+    """The point of `method` failed in `file` and says so everywhere; uniform's has its place in the report."""
+    assert f"  failed: {method} at 16 tokens: RuntimeError: no luck today" in shown
+    assert facts(out, method)["status"] == "failed"
+    assert file in (out / "mini" / "test" / method / "16" / "traceback.txt").read_text()
+    assert facts(out, "uniform")["status"] == "finished"
+    assert set(pd.read_csv(out / "summary.csv")["method"]) == {"vanilla", "uniform"}
+    assert "RuntimeError: no luck today" in (out / "report.md").read_text()
+
+
+def test_a_failed_point_leaves_the_others_their_report(data: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    def score(self: ClsAttention, tokens: object, question: object) -> None:
+        raise RuntimeError("no luck today")
+
+    monkeypatch.setattr(ClsAttention, "score", score)
+    words = ["budget=16", "pictures=0", "tasks.names=[mini_gqa]", data, f"out={tmp_path}"]
+    assert call("-m", "method=cls_attention,uniform", *words) == 1
+    check_failed(tmp_path, "cls_attention", "tests/test_sweep.py", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_failed_point_leaves_the_others_their_report(
-    checkout: Path, data: str, tmp_path: Path, launcher: str
-) -> None:
+def test_a_failed_point_in_another_process(checkout: Path, data: str, tmp_path: Path, launcher: str) -> None:
     needs(launcher)
     ran = sweep(checkout, "method=broken,uniform", "budget=16", data, f"out={tmp_path}", *LAUNCHERS[launcher])
     assert ran.returncode == 1, ran.stderr
-    assert "  failed: broken at 16 tokens: RuntimeError: no luck today" in ran.stderr
-    assert facts(tmp_path, "broken")["status"] == "failed"
-    assert "pruning/broken.py" in (tmp_path / "mini" / "test" / "broken" / "16" / "traceback.txt").read_text()
-    assert facts(tmp_path, "uniform")["status"] == "finished"
-    assert set(pd.read_csv(tmp_path / "summary.csv")["method"]) == {"vanilla", "uniform"}
-    assert "RuntimeError: no luck today" in (tmp_path / "report.md").read_text()
+    check_failed(tmp_path, "broken", "pruning/broken.py", ran.stderr)
     if launcher == "slurm":
         assert len(list((tmp_path / ".submitit").rglob("*_result.pkl"))) == 2
 
@@ -136,15 +149,15 @@ def test_controls_that_ignore_the_budget_are_one_point(data: str, tmp_path: Path
 
 
 def test_interrupted_sweep_says_what_is_there(data: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    add, calls = Journal.add, []
+    answer, calls = PrunedLlava._answer, []
 
-    def interrupted(self: Journal, batch: str, rows: list) -> None:  # in the third point, vanilla being the first
+    def interrupted(self: PrunedLlava, batch: list, images: list) -> list:  # in the third point, vanilla's the first
         calls.append(batch)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        add(self, batch, rows)
+        return answer(self, batch, images)
 
-    monkeypatch.setattr(Journal, "add", interrupted)
+    monkeypatch.setattr(PrunedLlava, "_answer", interrupted)
     words = ["-m", "limit=1", "pictures=0", "tasks.names=[mini_gqa]", data, f"out={tmp_path}"]
     assert call(*words, "method=uniform", "budget=16,32") == 130
     last = capsys.readouterr().err.strip().splitlines()[-1]
@@ -153,6 +166,18 @@ def test_interrupted_sweep_says_what_is_there(data: str, tmp_path: Path, monkeyp
 
 
 def test_killed_sweep_ends_as_an_undisturbed_one(data: str, tmp_path: Path) -> None:
+    """What scripts/kill_test.py does many times, with the undisturbed sweep beside the killed one."""
     words = ["-m", "budget=16", "method=uniform", "batch_size=1", "pictures=1", "tasks.names=[mini_gqa]", data]
-    told = kill_test.run(words, 2, 0, tmp_path)
-    assert told["writing a record"] >= 1 and told["equal files"] > 12
+    calm, out = tmp_path / "calm", tmp_path / "killed"
+    undisturbed = kill_test.start(words, calm)
+    try:
+        assert kill_test.kill_once(words, out, wait=0.01, writing=True, working=True)
+        before = kill_test.records(out)  # whole, what is there
+        assert kill_test.kill_once(words, out, wait=0.05, writing=False, working=True)
+        assert before.items() <= kill_test.records(out).items()
+        assert kill_test.start(words, out).wait() == 0, out.with_suffix(".log").read_text()
+    finally:
+        status = undisturbed.wait()
+    assert status == 0, calm.with_suffix(".log").read_text()
+    files = kill_test.comparable(calm)
+    assert kill_test.comparable(out) == files and len(files) > 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.conftest import PROMPT, ROOT
 SIDE, PATCH = 56, 14  # 16 patches a crop
 PINPOINTS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [3 * SIDE, SIDE], [SIDE, 3 * SIDE]]
 SIZES = [(96, 96), (120, 70), (40, 160), (33, 41), (90, 200)]  # (width, height)
+QUESTIONS = ["what color is the sign?", "is there a red circle?", "how many squares?", "what is 7?", "is there a 5?"]
 
 
 def parts() -> tuple[dict, dict]:
@@ -104,6 +106,30 @@ def pictures(n: int = len(SIZES)) -> list[Image.Image]:
         Image.fromarray(random.integers(0, 255, (5, 5, 3), dtype=np.uint8)).resize(size, Image.Resampling.NEAREST)
         for size in SIZES[:n]
     ]
+
+
+def inputs(llava, images, texts):
+    """The processor's output for prompts and their images, padded."""
+    return llava.processor(images=images or None, text=texts, return_tensors="pt", padding=True)
+
+
+def asked(images=None):
+    """Five images of five sizes, one question each."""
+    return (images or pictures()), [PROMPT.format(question=q) for q in QUESTIONS]
+
+
+def new_tokens(model, given, **options):
+    """What `generate` adds to each prompt."""
+    out = model.generate(**given, **{"max_new_tokens": 5, "do_sample": False, **options})
+    return out[:, given["input_ids"].shape[1] :].tolist()
+
+
+def converted(llava, dtype: torch.dtype):
+    """A copy of the wrapper with its model in `dtype`; the fixture itself would come back rounded."""
+    llava.cache.clear()
+    other = deepcopy(llava)
+    other.model.to(dtype)
+    return other
 
 
 def full_size_tower() -> torch.nn.Module:
