@@ -117,7 +117,10 @@ def in_short(parts: dict[str, pd.DataFrame]) -> list[str]:
     pruned = points[(points["method"] != "vanilla") & np.isfinite(points["accuracy"])]
     if pruned["method"].nunique() < 2:
         return []
-    budget = int(pruned["budget"].min())
+    held = pruned[pruned["budget"] > 0]["budget"]  # `blank` alone stands at 0
+    if held.empty:
+        return []
+    budget = int(held.min())
     least = pruned[pruned["budget"] == budget].sort_values("accuracy", ascending=False, kind="stable")
     best = least.iloc[0]
     out = [f"At {budget} tokens `{best['method']}` is first of {len(least)} methods: "

@@ -34,7 +34,7 @@ def budget_marks(budgets: pd.Series) -> dict[int, tuple[str, str]]:
 
 
 def ranking(points: pd.DataFrame, order: list[str], x_name: str, title: str) -> Figure:
-    """One row a method, the best at the smallest budget on top; the interval is that of the smallest budget."""
+    """One row a method, the best at the smallest budget on top; the interval is that of its own smallest budget."""
     figure = Figure(figsize=(8.6, 1.8 + 0.27 * len(order)), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11)
@@ -44,8 +44,8 @@ def ranking(points: pd.DataFrame, order: list[str], x_name: str, title: str) -> 
         part = points[points["budget"] == budget]
         y = part["method"].map(place)
         marker, face = marks[budget]
-        if budget == min(marks):
-            axes.hlines(y, part["low"], part["high"], color="black", linewidth=1.6, zorder=3)
+        last = part["method"].map(points.groupby("method")["budget"].min()) == budget
+        axes.hlines(y[last], part["low"][last], part["high"][last], color="black", linewidth=1.6, zorder=3)
         axes.scatter(part["accuracy"], y, s=42, marker=marker, facecolor=face, edgecolor="black", linewidths=0.7,
                      label=f"{budget} tokens", zorder=4)  # fmt: skip
     axes.set_yticks([place[m] for m in order], order)

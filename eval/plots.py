@@ -60,7 +60,7 @@ def draw_all(
     figures: dict[str, Figure | None] = {}
     with mpl.rc_context(LOOK):
         if len(moved):
-            title = f"Accuracy by method and budget\n{note(sweep)}; bars: 95 % interval at the smallest budget"
+            title = f"Accuracy by method and budget\n{note(sweep)}; bars: 95 % interval at its smallest budget"
             figures["ranking"] = ranking(moved, ranked(moved, "accuracy", False), y_name(sweep), title)
         lines = not is_crowded(moved) or moved["budget"].nunique() > 1  # else panels would hold a dot each
         if len(budgeted) and lines:

@@ -53,7 +53,7 @@ def most_disputed(sweep: Sweep) -> tuple[list[int], int]:
     budgets = Counter(sweep.points[p].budget for p in sweep.pruned())
     if not budgets:
         return [], 0
-    budget = min(b for b, n in budgets.items() if n == max(budgets.values()))
+    budget = min(b for b, n in budgets.items() if 2 * n >= max(budgets.values()))
     chosen = [p for p in sweep.pruned() if sweep.points[p].budget == budget]
     chosen.sort(key=lambda p: sweep.points[p].label != REFERENCE)  # ours first, the others by name
     return chosen, int(np.nan_to_num(sweep.score[chosen].var(0), nan=-1.0).argmax())
