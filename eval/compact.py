@@ -12,13 +12,19 @@ from eval.tables import AVERAGE, KAPPA, REFERENCE
 
 
 def methods_table(folder: Path) -> str:
-    """Every method at every budget, the best at the smallest budget first; difference and kappa at the smallest."""
+    """Every method at every budget, the best at the smallest budget first; difference and kappa at the smallest.
+
+    Budget 0 (`blank`) is the last column and the last row.
+    """
     points, tests = pd.read_csv(folder / "points.csv"), pd.read_csv(folder / "tests.csv")
     signs, budgets = marks(tests), sorted(points["budget"].unique(), reverse=True)
-    least = budgets[-1]
+    least = min((b for b in budgets if b > 0), default=0)
     cells = {(r["method"], r["budget"]): r for r in points.to_dict("records")}
     gaps = {r["method"]: r for r in tests.query("task == @AVERAGE and budget == @least").to_dict("records")}
-    order = points.sort_values(["budget", "accuracy"], ascending=[True, False], kind="stable")["method"]
+    by_budget = points.assign(last=points["budget"] == 0).sort_values(
+        ["last", "budget", "accuracy"], ascending=[True, True, False], kind="stable"
+    )
+    order = by_budget["method"]
     body = []
     for method in order.drop_duplicates():
         row = [f"`{method}`"]
