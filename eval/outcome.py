@@ -14,7 +14,7 @@ import pandas as pd
 
 from eval import facts
 from eval.official import extra_metrics, image_name, measure, weights
-from eval.records import LOGITS, SAMPLES
+from eval.records import LOGITS, SAMPLES, damage
 from eval.settings import Plan
 
 
@@ -51,7 +51,8 @@ def lookup(baseline: Result | None) -> Any:
         return lambda key: None
     import torch
 
-    table = np.load(baseline.folder / LOGITS, mmap_mode="r")
+    with damage(baseline.folder):
+        table = np.load(baseline.folder / LOGITS, mmap_mode="r")
     at = {(t, d): row for row, (t, d) in enumerate(zip(baseline.samples["task"], baseline.samples["doc_id"]))}
 
     def logits(key: tuple[str, int, int]) -> Any:

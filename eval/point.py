@@ -21,7 +21,7 @@ from eval import facts
 from eval.journal import Journal
 from eval.needs import make_pruner
 from eval.outcome import Result, fill, header, lookup, summarise, tabulate
-from eval.records import METRICS, SAMPLES, Record, disk_errors
+from eval.records import METRICS, SAMPLES, Record, damage, disk_errors
 from eval.settings import Plan, embedded_names, portable, short_hash
 from models.shape import check_budget, parse
 from pruning.errors import InputError
@@ -74,8 +74,16 @@ def ensure(plan: Plan, baseline: Result | None) -> Result:
 
 
 def read(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    """metrics.json and samples.parquet of a record."""
-    return json.loads((folder / METRICS).read_text()), pd.read_parquet(folder / SAMPLES)
+    """metrics.json and samples.parquet of a record.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    with damage(folder):
+        metrics = json.loads((folder / METRICS).read_text())
+        if not {"tasks", "shift", "seconds"} <= set(metrics):
+            raise ValueError("metrics.json is not whole")
+        return metrics, pd.read_parquet(folder / SAMPLES)
 
 
 def fail(plan: Plan, reason: str, status: str = "failed", error: BaseException | None = None) -> None:

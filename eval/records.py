@@ -18,6 +18,7 @@ from eval.settings import Plan, public
 from pruning.errors import InputError
 
 METRICS, SAMPLES, CONFIG, LOGITS = "metrics.json", "samples.parquet", "config.yaml", "first_logits.npy"
+TRIES = 1000  # to create a folder that others remove; more of them mean that it cannot be created
 
 
 class Record:
@@ -55,10 +56,12 @@ class Record:
             InputError: the folder holds the finished record of another configuration.
         """
         metrics = self.read()
-        if metrics is None or metrics.get("status") != "finished":
-            return False
-        other = yaml.safe_load((self.folder / CONFIG).read_text())
-        different = differences(other["identity"], self.plan.identity)
+        with damage(self.folder):
+            if metrics is None or metrics["status"] != "finished":
+                return False
+        with damage(self.folder):
+            other = yaml.safe_load((self.folder / CONFIG).read_text())["identity"]
+        different = differences(other, self.plan.identity)
         if different:
             raise InputError(
                 f"'{self.folder}' holds a run of another config ({'; '.join(different)}); "
@@ -85,14 +88,20 @@ class Record:
     def _locked(self, wait: Callable[[str], None]) -> TextIO:
         """The open lock file; closing it gives the lock back."""
         file = self.partial / "lock"
+        failures = 0
         while True:
             with disk_errors(self.folder):
                 try:
                     self.partial.mkdir(parents=True, exist_ok=True)
                     handle = file.open("w")
-                except (FileNotFoundError, FileExistsError):  # another process was done and removed it under us
+                except (FileNotFoundError, FileExistsError) as error:  # another process was done and removed it
+                    failures += 1
                     if self.partial.is_file():
                         raise
+                    if failures > TRIES:
+                        raise InputError(
+                            f"cannot create '{self.partial}': {error.strerror}; choose another out="
+                        ) from error
                     continue
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,6 +120,12 @@ class Record:
         for half in (self.old, self.fresh):
             shutil.rmtree(half, ignore_errors=True)
 
+    def _refuse_foreign(self) -> None:
+        """Raises InputError where the folder is there, holds something and is no record: it would be replaced."""
+        known = (METRICS, CONFIG, SAMPLES)
+        if self.folder.is_dir() and any(self.folder.iterdir()) and not any((self.folder / n).exists() for n in known):
+            raise InputError(f"'{self.folder}' is not a record of a run; move it away or choose another out=")
+
     def write(self, metrics: Mapping[str, Any], fill: Callable[[Path], None] = lambda folder: None) -> None:
         """Replaces the record; `fill` writes everything but the metrics and the configuration.
 
@@ -118,6 +133,7 @@ class Record:
             InputError: the disk is full or not writable; nothing is left of the new record.
         """
         fresh, old = self.fresh, self.old
+        self._refuse_foreign()
         shutil.rmtree(fresh, ignore_errors=True)
         try:
             with disk_errors(self.folder):
@@ -150,6 +166,18 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
         keys = list(dict.fromkeys([*old, *new]))
         return [d for k in keys for d in differences(old.get(k), new.get(k), f"{name}.{k}" if name else str(k))]
     return [] if old == new else [f"{name}={old}, not {new}"]
+
+
+@contextmanager
+def damage(folder: Path) -> Iterator[None]:
+    """Turns what reading a damaged record raises into one clear line."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"record '{folder}' is damaged ({reason}); remove it, the same command runs it again"
+        ) from error
 
 
 @contextmanager

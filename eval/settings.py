@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -116,6 +118,11 @@ class Plan:
         return self.out / self.model / self.subset / self.label / str(self.budget)
 
     @property
+    def own_data(self) -> str | bool:
+        """False for the data of the repository or the hub, else what tells the folder's content apart."""
+        return False if self.data_dir is None else digest(self.data_dir)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Everything that decides the numbers; no paths of the machine."""
         return {
@@ -127,8 +134,7 @@ class Plan:
             },
             "method": {"name": self.method, **self.parameters},
             "budget": self.budget,
-            "tasks": {"names": list(self.tasks), "split": self.split, "own_data": self.data_dir is not None}
-            | self.protocol,
+            "tasks": {"names": list(self.tasks), "split": self.split, "own_data": self.own_data} | self.protocol,
             "limit": self.limit,
             "seed": self.seed,
             "dtype": self.dtype,
@@ -187,6 +193,9 @@ def check(config: DictConfig, method: str) -> Plan:
     c: Config = config  # type: ignore[assignment]
     if c.limit is not None and c.limit < 1:
         raise InputError(f"limit must be at least 1 image (or null for all), got {c.limit}")
+    if not 0 <= c.seed < 2**32:
+        raise InputError(f"seed must be between 0 and {2**32 - 1}, got {c.seed}")
+    check_prompt(c.model.prompt)
     if c.pictures < 0:
         raise InputError(f"pictures must be 0 or more, got {c.pictures}")
     if c.batch_size != "auto" and (not isinstance(c.batch_size, int) or c.batch_size < 1):
@@ -261,14 +270,39 @@ def model_options(model: ModelConfig, shape: Shape | None) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+@functools.lru_cache(maxsize=8)
+def digest(data_dir: str) -> str:
+    """What tells data folders apart: names, sizes and last bytes (parquet's own index) of their parquet files."""
+    found = hashlib.blake2b(digest_size=8)
+    for path in sorted(Path(data_dir).rglob("*.parquet")):
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - 2**16))
+            found.update(f"{path.relative_to(data_dir).as_posix()} {size} ".encode() + file.read())
+    return found.hexdigest()
+
+
 def check_parameters(method: str, given: Any) -> dict[str, Any]:
-    """A method's hyper-parameters, where numbers are numbers as in its YAML."""
+    """A method's hyper-parameters, each of the kind that its YAML has.
+
+    Raises:
+        InputError: a value of another kind, or a number that is not finite.
+    """
     values = {key: value for key, value in given.items() if key not in ("_target_", "budget")}
     for name, default in method_defaults(method).items():
-        number = isinstance(default, int | float) and not isinstance(default, bool)
         value = values.get(name)
-        if number and value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise InputError(f"method.{name} must be a number (default {default}), got {value!r}")
+        kinds = {bool: "true or false", int: "an integer", float: "a number", list: "a list", str: "a word"}
+        kind = kinds.get(type(default))
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = {
+            "true or false": isinstance(value, bool),
+            "an integer": number and isinstance(value, int),
+            "a number": number and math.isfinite(value),
+            "a list": isinstance(value, list | tuple),
+            "a word": isinstance(value, str),
+        }
+        if kind is not None and not fits[kind]:
+            raise InputError(f"method.{name} must be {kind} (default {default}), got {value!r}")
     return values
 
 
@@ -294,6 +328,14 @@ def check_tasks(tasks: TasksConfig, limit: int | None) -> None:
         for name in ["images", *(set(tasks.names) & set(own))]:
             if not (folder / f"{name}.parquet").is_file():
                 raise InputError(f"no data for the embedded tasks: '{folder / name}.parquet' not found")
+
+
+def check_prompt(prompt: str) -> None:
+    """Raises InputError where a prompt holds other fields than `{question}`."""
+    try:
+        prompt.format(question="")
+    except (LookupError, ValueError) as error:
+        raise InputError(f"model.prompt may hold the field {{question}} only, got {prompt!r}") from error
 
 
 def data_folder(data_dir: str | None, split: str) -> Path:

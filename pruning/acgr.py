@@ -60,9 +60,9 @@ class Acgr(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive = {"tau": self.tau, "sigma": self.sigma, "neighbours": self.neighbours}
+        positive = {"power": self.power, "tau": self.tau, "sigma": self.sigma, "neighbours": self.neighbours}
         for name, value in positive.items():
-            if value <= 0:
+            if not value > 0:
                 raise InputError(f"{name} must be above 0, got {value}")
         if not 0 <= self.strength <= 1:
             raise InputError(f"strength must be between 0 and 1, got {self.strength}")

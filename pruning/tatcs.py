@@ -60,7 +60,7 @@ class Tatcs(Pruner):
         one_of("trigger", self.trigger, TRIGGERS)
         one_of("text", self.text, TEXTS)
         for name in ("beta", "saliency", "gamma", "iterations"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
         self.reads_question = self.text != "none" and self.trigger != "never"  # type: ignore[misc]
         self.reads_clip = self.reads_question and self.text == "clip"  # type: ignore[misc]
