@@ -15,7 +15,7 @@ from tests.sandbox import encoded, picture, write_data
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("configs", "eval", "models", "pruning", "results/paper", "tests", "run.py", "pyproject.toml")
-BLOCK = re.compile(r"```(?:python|yaml)\n# ((?:pruning|configs/method)/\w+\.(?:py|yaml))\n(.*?)```", re.S)
+BLOCK = re.compile(r"^`([\w/]+\.(?:py|yaml))`:\n\n```\w+\n(.*?)^```", re.M | re.S)
 
 
 def place(source: str, target: str) -> None:
