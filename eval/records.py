@@ -45,9 +45,7 @@ class Record:
         try:
             return json.loads((self.folder / METRICS).read_text())
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"'{self.folder}' is not a record of a run; move it away or choose another out="
-            ) from error
+            raise self._foreign() from error
 
     def finished(self) -> bool:
         """Whether the very same point is recorded as finished.
@@ -124,7 +122,10 @@ class Record:
         """Raises InputError where the folder is there, holds something and is no record: it would be replaced."""
         known = (METRICS, CONFIG, SAMPLES)
         if self.folder.is_dir() and any(self.folder.iterdir()) and not any((self.folder / n).exists() for n in known):
-            raise InputError(f"'{self.folder}' is not a record of a run; move it away or choose another out=")
+            raise self._foreign()
+
+    def _foreign(self) -> InputError:
+        return InputError(f"'{self.folder}' is not a record of a run; move it away or choose another out=")
 
     def write(self, metrics: Mapping[str, Any], fill: Callable[[Path], None] = lambda folder: None) -> None:
         """Replaces the record; `fill` writes everything but the metrics and the configuration.

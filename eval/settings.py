@@ -20,6 +20,13 @@ from pruning.registry import CONFIGS as METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ROOT / "eval" / "tasks"
+KINDS: dict[type, tuple[str, Any]] = {  # of a hyper-parameter's default: in words, and the types that fit
+    bool: ("true or false", bool),
+    int: ("an integer", int),
+    float: ("a number", int | float),
+    list: ("a list", list | tuple),
+    str: ("a word", str),
+}
 DTYPES, DEVICES = ("auto", "float32", "bfloat16", "float16"), ("auto", "cpu", "cuda")
 
 
@@ -291,18 +298,10 @@ def check_parameters(method: str, given: Any) -> dict[str, Any]:
     values = {key: value for key, value in given.items() if key not in ("_target_", "budget")}
     for name, default in method_defaults(method).items():
         value = values.get(name)
-        kinds = {bool: "true or false", int: "an integer", float: "a number", list: "a list", str: "a word"}
-        kind = kinds.get(type(default))
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = {
-            "true or false": isinstance(value, bool),
-            "an integer": number and isinstance(value, int),
-            "a number": number and math.isfinite(value),
-            "a list": isinstance(value, list | tuple),
-            "a word": isinstance(value, str),
-        }
-        if kind is not None and not fits[kind]:
-            raise InputError(f"method.{name} must be {kind} (default {default}), got {value!r}")
+        words, types = KINDS.get(type(default), ("anything", object))
+        fits = isinstance(value, types) and not (isinstance(value, bool) and type(default) in (int, float))
+        if not fits or (isinstance(value, float) and not math.isfinite(value)):
+            raise InputError(f"method.{name} must be {words} (default {default}), got {value!r}")
     return values
 
 
