@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -169,7 +168,8 @@ class Crops:
             where = [(row, at, crop) for at, (image, crop) in enumerate(members) for row in rows_of[image]]
             with stage("selection"):
                 tokens = tokens.rows(torch.tensor([at for _, at, _ in where], device=pixels.device))
-                tokens = method.finish(tokens, _rows(question, [row for row, _, _ in where]))
+                rows = torch.tensor([row for row, _, _ in where], device=pixels.device)
+                tokens = method.finish(tokens, None if question is None else question.rows(rows))
             for at, (row, _, crop) in enumerate(where):
                 parts[row][crop] = (tokens, at)
         image_of = [image for image, rows in enumerate(rows_of) for _ in rows]
@@ -255,18 +255,3 @@ def _area(rows: slice, columns: slice) -> int:
 def _fit(share: Pruner, rows: slice, columns: slice) -> Pruner:
     """The method with a crop's budget, or less where fewer patches show the picture."""
     return replace(share, budget=min(share.budget, _area(rows, columns)))
-
-
-def _rows(question: Question | None, which: list[int]) -> Question | None:
-    """Question rows `which`, repeats allowed."""
-    if question is None:
-        return None
-    at = torch.tensor(which, device=question.mask.device)
-    clip: Any = None if question.clip is None else question.clip[at]
-    return replace(
-        question,
-        embeddings=question.embeddings[at],
-        mask=question.mask[at],
-        content=question.content[at],
-        clip=clip,
-    )

@@ -154,36 +154,44 @@ class Llava:
             visual = self.project(tokens)
         image_of = image_of_question(questions)
         each = self.by_question(pruner)
-        owner = list(range(len(image_of))) if each else image_of
+        own = list(range(len(image_of))) if each else image_of  # the row of each question's tokens
+        image_of_row = image_of if each else list(range(len(images)))
         prompts = [self.prompt_ids(q) for asked in questions for q in asked]
         with self.stage("prefill"):  # of the image's prefix; the questions follow
-            pack = self._pack(visual, owner, prompts, pruner)
+            first_equal = equal_rows(visual, image_of_row) if each else image_of_row
+            rows = sorted(set(first_equal))
+            distinct = visual if len(rows) == len(visual) else [visual[row] for row in rows]
+            pack = self._pack(distinct, [rows.index(first_equal[row]) for row in own], prompts, pruner)
         texts, first = self._greedy(pack, max_new_tokens)
         with self.stage("shift"):
-            shifts = self._shifts(tokens, pixels, image_of if each else list(range(len(images))))
+            shifts = self._shifts(tokens, pixels, image_of_row, rows)
         answers = [
-            self._answer(text, logits, tokens, row, shifts[row]) for text, logits, row in zip(texts, first, owner)
+            self._answer(text, logits, tokens, row, shifts[first_equal[row]])
+            for text, logits, row in zip(texts, first, own)
         ]
         if isinstance(pack, WholePrompts):
             pack.tell(answers)
         return regrouped(answers, questions)
 
-    def _shifts(self, tokens: VisualTokens, pixels: Tensor, image_of_row: list[int]) -> list[dict[str, float]]:
-        """All shift metrics of each row against the image's unpruned tokens; zero for all tokens, empty for none."""
+    def _shifts(
+        self, tokens: VisualTokens, pixels: Tensor, image_of_row: list[int], rows: list[int]
+    ) -> dict[int, dict[str, float]]:
+        """All shift metrics of `rows` against their images' unpruned tokens; zero for all tokens, empty for none."""
         from pruning.shift import METRICS, all_shifts
 
         kept = self._sets(tokens)
         if not len(kept[0]):
-            return [{} for _ in image_of_row]
-        rows: list[dict[str, float]] = []
+            return {row: {} for row in rows}
+        found: dict[int, dict[str, float]] = {}
         for image, known in enumerate(self._statistics(tokens, pixels, image_of_row)):
-            own = [x for x, of in zip(kept, image_of_row) if of == image]
-            if len(own[0]) >= known.tokens.shape[1]:
-                rows += [dict.fromkeys(METRICS, 0.0)] * len(own)
+            own = [row for row in rows if image_of_row[row] == image]
+            if len(kept[own[0]]) >= known.tokens.shape[1]:
+                found |= {row: dict.fromkeys(METRICS, 0.0) for row in own}
                 continue
-            found = {name: value.tolist() for name, value in all_shifts(torch.stack(own), known).items()}
-            rows += [{name: values[at] for name, values in found.items()} for at in range(len(own))]
-        return rows
+            values = all_shifts(torch.stack([kept[row] for row in own]), known)
+            columns = {name: value.tolist() for name, value in values.items()}
+            found |= {row: {name: column[at] for name, column in columns.items()} for at, row in enumerate(own)}
+        return found
 
     def _sets(self, tokens: VisualTokens) -> list[Tensor]:
         """Each row's kept tokens, (K, D)."""
@@ -292,6 +300,20 @@ class Llava:
 def image_of_question(questions: list[list[str]]) -> list[int]:
     """The image of each question, for the questions of each image."""
     return [image for image, asked in enumerate(questions) for _ in asked]
+
+
+def equal_rows(visual: Tensor | list[Tensor], image_of_row: list[int]) -> list[int]:
+    """For each row of visual tokens (K, D_llm) the first row of its image that is equal to it; mostly itself.
+
+    A method that reads the question often gives several questions of an image the same tokens; they share a prefix.
+    """
+    marks = torch.stack([row.sum(dtype=torch.float64) for row in visual]).tolist()
+    first: dict[tuple[int, float], int] = {}
+    equal = []
+    for row, place in enumerate(zip(image_of_row, marks)):
+        other = first.setdefault(place, row)
+        equal.append(other if other == row or torch.equal(visual[other], visual[row]) else row)
+    return equal
 
 
 def regrouped(flat: list[Any], like: list[list[str]]) -> list[list[Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pruning.base import Pruner
@@ -74,26 +73,34 @@ class Tatcs(Pruner):
 
         A token weighs w_i = s_i^saliency exp(gamma r_i): CLS attention s, text relevance r (*reconstruction*).
         """
-        keep = self.keeps(tokens.patches)
-        saliency = tokens.cls_attention.mean(1)  # (B, n)
-        plain = top(self.score(tokens, question), keep)
-        kappa = shift(tokens.gather(plain).hidden, tokens.hidden, self.metric)  # (B,)
+        plain, kappa = tokens.once(self.plainly)  # (B, K), (B,)
         if self.trigger == "kappa":
             severe = kappa > self.threshold
         else:
             severe = torch.full_like(kappa, self.trigger == "always", dtype=torch.bool)
         trace = {**tokens.trace, "kappa_topk": kappa, "triggered": severe}
-        if not severe.any():
+        rows = severe.nonzero()[:, 0]
+        if not len(rows):
             return replace(tokens.gather(plain), trace=trace)
-        words, mask = self.words(tokens, question)
-        profile, relevance = text_profile(words, mask)
-        similar = text_aware(tokens.hidden, profile, self.beta)
+        chosen, mine = self.clusters(tokens.rows(rows), None if question is None else question.rows(rows))
+        none = plain.new_full((len(plain), tokens.patches), -1)
+        trace["cluster"] = none.index_copy(0, rows, none[rows].scatter(1, tokens.index[rows], mine))
+        return replace(tokens.gather(plain.index_copy(0, rows, chosen)), trace=trace)
+
+    def plainly(self, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
+        """The plain top-K (B, K), and the shift (B,) that it would bring."""
+        plain = top(self.score(tokens, None), self.keeps(tokens.patches))
+        return plain, shift(tokens.gather(plain).hidden, tokens.hidden, self.metric)
+
+    def clusters(self, tokens: VisualTokens, question: Question | None) -> tuple[Tensor, Tensor]:
+        """Representatives (B, K), and the patch of each token's representative (B, n)."""
+        profile, relevance = text_profile(*self.words(tokens, question))
+        (content,) = tokens.once(lambda own: (gram(own.hidden.float()),))
+        saliency = tokens.cls_attention.mean(1)
         weight = saliency.clamp(min=0) ** self.saliency * (self.gamma * relevance).exp()
-        chosen, owner = cluster(similar, weight, keep, self.iterations)
-        mine = tokens.index.gather(1, chosen.gather(1, owner))  # (B, n) each survivor's representative patch
-        mine = torch.where(severe[:, None], mine, -1)
-        trace["cluster"] = mine.new_full((len(mine), tokens.patches), -1).scatter(1, tokens.index, mine)
-        return replace(tokens.gather(torch.where(severe[:, None], chosen, plain)), trace=trace)
+        similar = text_aware(content, profile, self.beta)
+        chosen, owner = cluster(similar, weight, self.keeps(tokens.patches), self.iterations)
+        return chosen, tokens.index.gather(1, chosen.gather(1, owner))
 
     def words(self, tokens: VisualTokens, question: Question | None) -> tuple[Tensor, Tensor]:
         """Cosine of each token with each of T words, (B, n, T) float32, and which words count, (B, T) bool.
@@ -125,14 +132,15 @@ def text_profile(words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return profile, standardise(relevance)
 
 
-def text_aware(hidden: Tensor, profile: Tensor, beta: float) -> Tensor:
+@by_parts
+def text_aware(content: Tensor, profile: Tensor, beta: float) -> Tensor:
     """S_ij = (cos(x_i, x_j) + beta cos(u_i, u_j)) / (1 + beta) (*reconstruction*): (B, n, n).
 
-    Rows whose profile is empty use the content alone.
+    The cosines of content (B, n, n) are given. Rows whose profile (B, n, T) is empty use the content alone.
     """
     told = (profile != 0).any(2).any(1)  # (B,)
     share = torch.where(told, beta, 0.0)[:, None, None]
-    return (gram(hidden.float()) + share * gram(profile)) / (1 + share)
+    return (content + share * gram(profile)) / (1 + share)
 
 
 def cluster(similar: Tensor, weight: Tensor, k: int, iterations: int) -> tuple[Tensor, Tensor]:
@@ -175,7 +183,14 @@ def assign(similar: Tensor, chosen: Tensor) -> Tensor:
 
 def reselect(similar: Tensor, weight: Tensor, owner: Tensor, k: int) -> Tensor:
     """In each cluster the token with the largest w_i * mean_{j in cluster} S_ij (*reconstruction*): -> (B, K)."""
-    member = F.one_hot(owner, k).to(similar.dtype)  # (B, n, K)
-    mean = (similar @ member) / member.sum(1, keepdim=True).clamp(min=1)  # (B, n, K)
-    value = (weight[..., None] * mean).masked_fill(member == 0, -torch.inf)
-    return value.argmax(1)
+    order = top(weight * closeness(similar, owner), owner.shape[1])  # (B, n) best first
+    rank = order.argsort(1)
+    best = rank.new_zeros(len(rank), k).scatter_reduce(1, owner, rank, "amin", include_self=False)
+    return order.gather(1, best)
+
+
+@by_parts
+def closeness(similar: Tensor, owner: Tensor) -> Tensor:
+    """Mean similarity of each token to its cluster: (B, n, n), (B, n) -> (B, n)."""
+    same = owner[:, :, None] == owner[:, None]  # (B, n, n)
+    return torch.where(same, similar, 0.0).sum(2) / same.sum(2)

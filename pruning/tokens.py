@@ -42,6 +42,7 @@ class VisualTokens:
     carried: Mapping[str, Tensor] = field(default_factory=dict, repr=False)  # name -> (B, n): state of a method
     trace: Mapping[str, Tensor] = field(default_factory=dict, repr=False)  # name -> (B, ...): what a method did
     _cache: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _source: tuple[VisualTokens, Tensor] | None = field(default=None, init=False, repr=False, compare=False)  # `rows`
 
     @property
     def count(self) -> int:
@@ -109,16 +110,18 @@ class VisualTokens:
             carried={name: x.gather(1, chosen) for name, x in self.carried.items()},
         )
 
-    def rows(self, which: Tensor | slice) -> VisualTokens:
-        """The tokens of crops `which` (R,), repeats allowed: one crop can serve several questions."""
+    def rows(self, which: Tensor) -> VisualTokens:
+        """The tokens of crops `which` (R,) int64, repeats allowed: one crop can serve several questions."""
+        source, of = self._source or (self, None)
+        at = which if of is None else of[which]
 
         def follow(name: str) -> Callable[[], Tensor]:
-            return lambda: self.read(name)[which]
+            return lambda: source.read(name)[at]
 
         def pick(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[which]
 
-        return replace(
+        out = replace(
             self,
             hidden=self.hidden[which],
             index=self.index[which],
@@ -129,6 +132,18 @@ class VisualTokens:
             carried={name: x[which] for name, x in self.carried.items()},
             trace={name: x[which] for name, x in self.trace.items()},
         )
+        object.__setattr__(out, "_source", (source, at))  # lost, as it must be, by whatever changes the tokens
+        return out
+
+    def once(self, make: Callable[[VisualTokens], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What does not depend on the question, made once a crop: tensors (B, ...), then a row for each of these.
+
+        Where the rows are those of `rows`, `make` gets the crops that they came from.
+        """
+        if self._source is None:
+            return make(self)
+        source, at = self._source
+        return tuple(x[at] for x in make(source))
 
     def with_hidden(self, hidden: Tensor) -> VisualTokens:
         """The same tokens with new hidden states (B, n, D), cast to the old dtype.
@@ -176,6 +191,13 @@ class Question:
     content: Tensor  # (B, T) bool: content words (no stop words, no punctuation); may be empty for a row
     clip: Tensor | None = None  # (B, M, D_clip) text vectors in CLIP's joint space, or their stand-in
     clip_is_real: bool = False  # `clip` comes from the CLIP text tower, not from a stand-in
+
+    def rows(self, which: Tensor) -> Question:
+        """The questions `which` (R,) int64."""
+        clip = None if self.clip is None else self.clip[which]
+        return replace(
+            self, embeddings=self.embeddings[which], mask=self.mask[which], content=self.content[which], clip=clip
+        )
 
 
 def concatenate(parts: list[VisualTokens]) -> VisualTokens:

@@ -13,7 +13,7 @@ from torch import Tensor
 import pruning
 from pruning import InputError, Question, VisualTokens
 from pruning.acgr import context_graph, distinct, falling, partition, recover, strongest
-from pruning.ops import centres
+from pruning.ops import centres, gram
 from pruning.shift import shift
 from pruning.tatcs import assign, cluster, representatives, reselect, text_aware, text_profile
 
@@ -229,7 +229,7 @@ def test_text_profile_and_similarity_are_the_formula() -> None:
     hidden, words = noise(2, 8, 5), noise(2, 8, 4, seed=1).tanh()
     mask = torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0]], dtype=torch.bool)
     profile, relevance = text_profile(words, mask)
-    similar = text_aware(hidden, profile, 0.5)
+    similar = text_aware(gram(hidden), profile, 0.5)
     cosine = torch.nn.functional.cosine_similarity
     u = words[0][:, mask[0]] - words[0][:, mask[0]].mean(0)
     r = u.amax(1)
@@ -254,7 +254,7 @@ def test_selection_is_built_from_its_parts() -> None:
     )
     profile, relevance = text_profile(words, question.content)
     weight = tokens.cls_attention.mean(1) ** 0.7 * (1.5 * relevance).exp()
-    chosen, owner = cluster(text_aware(tokens.hidden, profile, 0.8), weight, 12, 2)
+    chosen, owner = cluster(text_aware(gram(tokens.hidden), profile, 0.8), weight, 12, 2)
     assert torch.equal(out.index, chosen.sort(1).values)
     assert torch.equal(out.trace["cluster"], chosen.gather(1, owner))
     assert out.trace["triggered"].all()
