@@ -25,6 +25,7 @@ from eval.journal import Journal  # noqa: E402
 from eval.official import image_columns, image_name  # noqa: E402
 from eval.settings import embedded_names  # noqa: E402
 from eval.task_set import decode  # noqa: E402
+from models.images import Prepared  # noqa: E402
 from models.llava import Answer, Llava  # noqa: E402
 from pruning.base import Pruner  # noqa: E402
 from pruning.errors import InputError  # noqa: E402
@@ -41,6 +42,7 @@ class Group:
 
     requests: list[Instance]
     options: tuple[int, tuple[str, ...]]  # new tokens at most, stop strings
+    name: str  # of the image, in all tasks and data
 
 
 class PrunedLlava(lmms):
@@ -53,6 +55,7 @@ class PrunedLlava(lmms):
         pictured: how many images, from the first on, keep the trace of what the method did.
         screen: where the progress bar goes.
         new_tokens: most tokens of an answer; None: what each task says.
+        data: tells images of equal names in other data apart.
     """
 
     is_simple = True
@@ -69,11 +72,16 @@ class PrunedLlava(lmms):
         pictured: int = 0,
         screen: TextIO | None = None,
         new_tokens: int | None = None,
+        data: str = "",
     ) -> None:
         super().__init__()
         self.llava, self.pruner, self.batch_size, self.journal, self.name = llava, pruner, batch_size, journal, name
         self.baseline, self.keep_logits, self.pictured, self.screen = baseline, keep_logits, pictured, screen
-        self.new_tokens, self.lengths = new_tokens, dict[str, int]()  # lengths: of each task's answers, at most
+        self.data, self.new_tokens, self.lengths = (
+            data,
+            new_tokens,
+            dict[str, int](),
+        )  # lengths: of each task's answers, at most
         self.embedded = frozenset(embedded_names())
         self.rows: dict[Key, Row] = {}
         self.pictured_requests: list[list[Instance]] = []  # by image
@@ -101,7 +109,7 @@ class PrunedLlava(lmms):
         raise NotImplementedError("tasks with several rounds are not supported")
 
     # --- batches ----------------------------------------------------------------------------------------
-    def _run(self, requests: list[Instance], work: Callable[[list[Group], list[Image.Image]], list[Row]]) -> None:
+    def _run(self, requests: list[Instance], work: Callable[[list[Group], list[Any]], list[Row]]) -> None:
         groups = self._groups(requests)
         self.pictured_requests += [g.requests for g in groups[: self.pictured]]
         with tqdm(total=len(requests), desc=self.name, unit="question", file=self.screen, leave=False) as bar:
@@ -139,7 +147,8 @@ class PrunedLlava(lmms):
             image = ("" if task in self.embedded else task, ids[task, split][doc_id])
             options = stop_rule(request, self.new_tokens)
             self.lengths[task] = options[0]
-            groups.setdefault((image, options), Group([], options)).requests.append(request)
+            group = Group([], options, f"{self.data}/{task if image[0] else ''}/{image[1]}")
+            groups.setdefault((image, options), group).requests.append(request)
         return list(groups.values())
 
     def _batches(self, groups: list[Group]) -> Iterator[list[Group]]:
@@ -149,25 +158,28 @@ class PrunedLlava(lmms):
             for start in range(0, len(alike), self.batch_size):
                 yield alike[start : start + self.batch_size]
 
-    def _read(self, batch: list[Group]) -> list[Image.Image | str]:
+    def _read(self, batch: list[Group]) -> list[Prepared | Image.Image | str]:
         """The image of each group, or why there is none."""
-        images: list[Image.Image | str] = []
-        for group in batch:
-            try:
-                images.append(decode(visuals(group.requests[0], self.task_dict)))
-            except UnidentifiedImageError:  # its message names a memory address
-                images.append("image: not a picture in any known format")
-            except Image.DecompressionBombError:
-                images.append("image: too large")
-            except (OSError, ValueError, SyntaxError) as error:
-                images.append(f"image: {error}")
-        return images
+        return [self._image(group) for group in batch]
+
+    def _image(self, group: Group) -> Prepared | Image.Image | str:
+        def load() -> Image.Image:
+            return decode(visuals(group.requests[0], self.task_dict))
+
+        try:
+            return self.llava.known(group.name, load, self.pruner) or self.llava.prepare(group.name, load())
+        except UnidentifiedImageError:  # its message names a memory address
+            return "image: not a picture in any known format"
+        except Image.DecompressionBombError:
+            return "image: too large"
+        except (OSError, ValueError, SyntaxError) as error:
+            return f"image: {error}"
 
     def _safely(
         self,
         batch: list[Group],
-        images: list[Image.Image | str],
-        work: Callable[[list[Group], list[Image.Image]], list[Row]],
+        images: list[Prepared | Image.Image | str],
+        work: Callable[[list[Group], list[Any]], list[Row]],
     ) -> list[Row]:
         """Rows of a batch; images that cannot be read get failed rows, a batch too big for the GPU is halved."""
         good = [(g, i) for g, i in zip(batch, images) if not isinstance(i, str)]
@@ -193,7 +205,7 @@ class PrunedLlava(lmms):
             return self._halving(batch[:half], images[:half], work) + self._halving(batch[half:], images[half:], work)
 
     # --- work -------------------------------------------------------------------------------------------
-    def _answer(self, batch: list[Group], images: list[Image.Image]) -> list[Row]:
+    def _answer(self, batch: list[Group], images: list[Prepared | Image.Image]) -> list[Row]:
         new_tokens, stops = batch[0].options
         questions = [[r.args[0] for r in group.requests] for group in batch]
         answers = self.llava.answer(images, questions, self.pruner, new_tokens)
@@ -221,7 +233,7 @@ class PrunedLlava(lmms):
             row["logits"] = base64.b64encode(answer.first_logits.numpy().astype(np.float16).tobytes()).decode()
         return row | ({"trace": answer.trace} if traced else {})
 
-    def _score(self, batch: list[Group], images: list[Image.Image]) -> list[Row]:
+    def _score(self, batch: list[Group], images: list[Prepared | Image.Image]) -> list[Row]:
         questions = [[r.args[0] for r in group.requests] for group in batch]
         said = [[self._continuation(r) for r in group.requests] for group in batch]
         losses = [pair for row in self.llava.score(images, questions, said, self.pruner) for pair in row]

@@ -154,6 +154,15 @@ def summarise(plan: Plan, found: dict[str, Any], samples: pd.DataFrame) -> dict[
     }
 
 
+def taken_over(plan: Plan, baseline: Result) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Metrics and samples of a point at the full budget: the unpruned run's, whose tokens and answers it has."""
+    samples = baseline.samples.copy()
+    samples["output_kl"] = samples["output_kl"].where(samples["failed"].notna(), 0.0)
+    kl = none_if_nan(samples["output_kl"].mean())
+    answers = {"answers_of": f"{baseline.plan.method}/{baseline.plan.budget}", "output_kl": kl}
+    return baseline.metrics | header(plan) | answers, samples
+
+
 def none_if_nan(value: float) -> float | None:
     """JSON has no NaN: what was not measured is null."""
     return None if np.isnan(value) else float(value)

@@ -42,7 +42,9 @@ def facts(result: Result) -> list[str]:
         f"visual tokens  {metrics['visual_tokens'] if metrics['visual_tokens'] is not None else '-'}",
         f"seconds        {seconds(metrics['seconds'])}",
     ]
-    if result.baseline is not None and result.baseline.fresh:
+    if "answers_of" in metrics:
+        out.append("answers        the unpruned run's, and its seconds: at the full budget nothing is pruned")
+    elif result.baseline is not None and result.baseline.fresh:
         out.append(f"  unpruned     {seconds(result.baseline.metrics['seconds'])}")
     if metrics["failed"]:
         reasons = result.samples["failed"].dropna().value_counts()

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from models.images import fingerprint
 from models.shape import crop_share
-from models.vision_tower import VisionTower, fingerprint
+from models.vision_tower import VisionTower
 from pruning.base import Pruner
 from pruning.errors import one_of
 from pruning.tokens import Question, VisualTokens

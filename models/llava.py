@@ -7,7 +7,7 @@ cache of its prefix (prompt head and visual tokens) unless the method reads the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -18,9 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.cache import StateCache
+from models.images import Pixels, Prepared, fingerprint
 from models.packing import PackedPrompts
 from models.text import read_questions
-from models.vision_tower import VisionTower, fingerprint
+from models.vision_tower import VisionTower
 from models.whole import WholePrompts
 from pruning.base import Pruner
 from pruning.errors import InputError
@@ -59,6 +60,7 @@ class Llava:
         self.tower = VisionTower(model, self.cache)
         self.clip_text: Any = None  # texts -> (B, M, D_clip), set where CLIP's text tower is given
         self.seconds: Counter[str] = Counter()
+        self.seen: dict[str, int] = {}  # fingerprints of prepared images by name
         if "{question}" not in prompt or prompt.count("<image>") != 1:
             raise InputError(f"prompt must hold one <image> and {{question}}, got {prompt!r}")
 
@@ -83,18 +85,43 @@ class Llava:
             self.seconds[name] += perf_counter() - start
 
     # --- vision -----------------------------------------------------------------------------------------
-    def pixels(self, images: list[Image.Image]) -> Tensor:
-        """PIL images -> (B, 3, H, W)."""
+    def prepare(self, name: str, image: Image.Image) -> Prepared | Image.Image:
+        """What `answer` takes in place of the image; may be made in another thread, before its turn."""
+        pixels = self._process([image])
+        self.seen[name] = int(fingerprint(pixels))
+        return Prepared(self.seen[name], pixels)
+
+    def known(self, name: str, load: Callable[[], Image.Image], pruner: Pruner) -> Prepared | None:
+        """An image that was prepared before, if the cache has all that the method needs of it; else None.
+
+        Args:
+            load: reads the image, should it be needed after all.
+        """
+        seed = self.seen.get(name)
+        if seed is None or not self.tower.knows(seed, pruner):
+            return None
+        return Prepared(seed, lambda: self._process([load()]))
+
+    def pixels(self, images: Sequence[Image.Image | Prepared]) -> Tensor | Pixels:
+        """PIL images -> (B, 3, H, W); prepared ones stay what they are."""
+        ready = [image for image in images if isinstance(image, Prepared)]
+        if ready:
+            return Pixels(ready, self.device)
+        return self._process(images).to(self.device)  # type: ignore[arg-type]
+
+    def _process(self, images: list[Image.Image]) -> Tensor:
+        """(B, 3, H, W) on the CPU."""
         rgb = [image.convert("RGB") for image in images]
-        out = self.processor.image_processor(images=rgb, return_tensors="pt")["pixel_values"]
-        return out.to(self.device)
+        return self.processor.image_processor(images=rgb, return_tensors="pt")["pixel_values"]
 
     def expect(self, pruner: Pruner) -> None:
         """Every pass of the tower from now on leaves the states that this method starts from in the cache."""
         self.tower.remembered = self.tower.places(pruner)
 
     @torch.no_grad()
-    def prune(self, pixels: Tensor, pruner: Pruner, questions: list[list[str]] | None = None) -> VisualTokens:
+    def prune(
+        self, pixels: Tensor | Pixels, pruner: Pruner, questions: list[list[str]] | None = None
+    ) -> VisualTokens:
         """Pruned tokens before the projector.
 
         Args:
@@ -140,9 +167,13 @@ class Llava:
 
     @torch.no_grad()
     def answer(
-        self, images: list[Image.Image], questions: list[list[str]], pruner: Pruner, max_new_tokens: int = 16
+        self,
+        images: Sequence[Image.Image | Prepared],
+        questions: list[list[str]],
+        pruner: Pruner,
+        max_new_tokens: int = 16,
     ) -> list[list[Answer]]:
-        """Greedy answers to every question of every image.
+        """Greedy answers to every question of every image; the images all PIL's or all prepared.
 
         Raises:
             InputError: budget out of range.
@@ -174,7 +205,7 @@ class Llava:
         return regrouped(answers, questions)
 
     def _shifts(
-        self, tokens: VisualTokens, pixels: Tensor, image_of_row: list[int], rows: list[int]
+        self, tokens: VisualTokens, pixels: Tensor | Pixels, image_of_row: list[int], rows: list[int]
     ) -> dict[int, dict[str, float]]:
         """All shift metrics of `rows` against their images' unpruned tokens; zero for all tokens, empty for none."""
         from pruning.shift import METRICS, all_shifts
@@ -197,16 +228,16 @@ class Llava:
         """Each row's kept tokens, (K, D)."""
         return list(tokens.hidden)
 
-    def _seeds(self, tokens: VisualTokens, pixels: Tensor, image_of_row: list[int]) -> list[int]:
+    def _seeds(self, tokens: VisualTokens, pixels: Tensor | Pixels, image_of_row: list[int]) -> list[int]:
         """What names each image in the cache."""
         first = {image: row for row, image in reversed(list(enumerate(image_of_row)))}
         return [int(tokens.seed[first[image]]) for image in range(len(pixels))]  # type: ignore[index]
 
-    def _full_sets(self, pixels: Tensor, which: list[int], seeds: list[int]) -> list[Tensor]:
+    def _full_sets(self, pixels: Tensor | Pixels, which: list[int], seeds: list[int]) -> list[Tensor]:
         """The unpruned tokens of images `which`, (N, D) each."""
         return list(self.tower.full(pixels[which], torch.tensor([seeds[b] for b in which])).hidden)
 
-    def _statistics(self, tokens: VisualTokens, pixels: Tensor, image_of_row: list[int]) -> list[Any]:
+    def _statistics(self, tokens: VisualTokens, pixels: Tensor | Pixels, image_of_row: list[int]) -> list[Any]:
         """The full set's side of the shift metrics, one an image, kept for the next method and budget."""
         from pruning.sets import statistics
 
@@ -271,7 +302,11 @@ class Llava:
 
     @torch.no_grad()
     def score(
-        self, images: list[Image.Image], questions: list[list[str]], continuations: list[list[str]], pruner: Pruner
+        self,
+        images: Sequence[Image.Image | Prepared],
+        questions: list[list[str]],
+        continuations: list[list[str]],
+        pruner: Pruner,
     ) -> list[list[tuple[float, bool]]]:
         """Mean negative log-likelihood (nats a token) of each continuation, and whether greedy decoding says it."""
         tokens = self.prune(self.pixels(images), pruner, questions)

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.crops import Crops, Kept
+from models.images import fingerprint
 from models.llava import Answer, Llava
-from models.vision_tower import fingerprint
 from pruning.base import Pruner
 from pruning.errors import InputError
 
@@ -46,6 +46,10 @@ class LlavaNext(Llava):
     @property
     def visual_tokens(self) -> int:
         return self.crops.total
+
+    def prepare(self, name: str, image: Image.Image) -> Image.Image:
+        """The image itself: its crops are made when it is answered."""
+        return image
 
     def pixels(self, images: list[Image.Image]) -> CropPixels:  # type: ignore[override]
         """PIL images -> their crops; no crop of zeros fills up the batch."""

@@ -7,23 +7,16 @@ recomputed from that block's own projections (one query, so O(n) memory), hence 
 from __future__ import annotations
 
 import copy
-import hashlib
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from models.cache import StateCache
+from models.images import Pixels, fingerprint, read
 from models.versions import mask_argument
 from pruning.base import Pruner
 from pruning.tokens import VisualTokens, concatenate
-
-
-def fingerprint(pixels: Tensor) -> Tensor:
-    """(B, ...) -> (B,) int64 on the CPU: equal for equal images, whatever the batch."""
-    rows = pixels.detach().float().cpu().contiguous()
-    digests = [hashlib.blake2b(row.numpy().tobytes(), digest_size=8).digest() for row in rows]
-    return torch.tensor([int.from_bytes(d, "little") % 2**62 for d in digests])
 
 
 class VisionTower:
@@ -76,11 +69,10 @@ class VisionTower:
         return torch.cat([state[:, :1], image.flatten(1, 2)], 1)
 
     # --- blocks -----------------------------------------------------------------------------------------
-    def embed(self, pixels: Tensor) -> Tensor:
+    def embed(self, pixels: Tensor | Pixels) -> Tensor:
         """Pixels (B, 3, H, W) -> input of block 0, (B, 1 + N, D)."""
-        return self.clip.pre_layrnorm(
-            self.clip.embeddings(pixels.to(self.clip.embeddings.patch_embedding.weight.dtype))
-        )
+        dtype = self.clip.embeddings.patch_embedding.weight.dtype
+        return self.clip.pre_layrnorm(self.clip.embeddings(read(pixels).to(dtype)))
 
     def embed_patches(self, patches: Tensor, positions: Tensor) -> Tensor:
         """Patches (B, K, 3, p, p) with centres (K, 2) as (row, column) in [0, 1] -> input of block 0, (B, 1 + K, D).
@@ -122,7 +114,7 @@ class VisionTower:
         return x + module.mlp(module.layer_norm2(x))
 
     # --- states -----------------------------------------------------------------------------------------
-    def states(self, pixels: Tensor, places: set[int], seed: Tensor | None = None) -> dict[int, Tensor]:
+    def states(self, pixels: Tensor | Pixels, places: set[int], seed: Tensor | None = None) -> dict[int, Tensor]:
         """Unpruned states (B, 1 + N, D) of the window at `places` (the input of that block; `depth`: the output).
 
         What the cache lacks is computed in one pass of the images that miss any place, from the furthest place that
@@ -145,14 +137,14 @@ class VisionTower:
                     x = self.block(layer, x)
         return {place: self._inside(torch.stack(rows)) for place, rows in found.items()}
 
-    def _nearest(self, pixels: Tensor, images: list[int], gap: int) -> tuple[int, Tensor]:
+    def _nearest(self, pixels: Tensor | Pixels, images: list[int], gap: int) -> tuple[int, Tensor]:
         """The furthest place up to `gap` where the cache has all `images`, and their states (B, 1 + N, D) there."""
         for place in range(gap, 0, -1):
             if all(self.cache.has(image, place) for image in images):
                 return place, torch.stack([self.cache.get(image, place) for image in images])
         return 0, self.embed(pixels)
 
-    def full(self, pixels: Tensor, seed: Tensor | None = None) -> VisualTokens:
+    def full(self, pixels: Tensor | Pixels, seed: Tensor | None = None) -> VisualTokens:
         """All N tokens (B, N, D) at the layer the projector reads."""
         seed = fingerprint(pixels) if seed is None else seed
         last = self.depth - 1
@@ -174,7 +166,13 @@ class VisionTower:
         # a window's first block runs without the padding, and ToMe acts in its midst: neither has an unpruned output
         return {first, first + 1} if whole and not pruner.inside_block else {first}
 
-    def survivors(self, pixels: Tensor, pruner: Pruner, seed: Tensor | None = None) -> VisualTokens:
+    def knows(self, image: int, pruner: Pruner) -> bool:
+        """Whether the cache has all that the method starts from, and what its shift is measured against."""
+        statistics = {self.depth - 1, self.depth} if not self.cache.has(image, "statistics") else set()
+        places = self.places(pruner) | statistics
+        return not pruner.resizes_image and all(self.cache.has(image, place) for place in places)
+
+    def survivors(self, pixels: Tensor | Pixels, pruner: Pruner, seed: Tensor | None = None) -> VisualTokens:
         """What the method's last step gets, (B, n, D): pruned inside the tower where the method has a schedule."""
         seed = fingerprint(pixels) if seed is None else seed
         schedule = self.schedule(pruner)
@@ -202,7 +200,9 @@ class VisionTower:
         tokens = replace(tokens, hidden=x[:, 1:], cls=x[:, 0])
         return self._with_projections(tokens)
 
-    def _start(self, pixels: Tensor, pruner: Pruner, seed: Tensor) -> tuple[int, Tensor, Tensor | None, Tensor]:
+    def _start(
+        self, pixels: Tensor | Pixels, pruner: Pruner, seed: Tensor
+    ) -> tuple[int, Tensor, Tensor | None, Tensor]:
         """First block to run, its input (B, 1 + n, D), its output where that is known, and patch numbers (B, n)."""
         places = self.places(pruner)
         if places:
@@ -213,11 +213,11 @@ class VisionTower:
         index = (cell[:, 0] * self.grid[1] + cell[:, 1]).expand(len(pixels), -1)
         return 0, self.embed_patches(patches, positions), None, index
 
-    def _cut(self, pixels: Tensor) -> tuple[Tensor, int]:
+    def _cut(self, pixels: Tensor | Pixels) -> tuple[Tensor, int]:
         """The window's pixels (B, 3, h, w) of whole crops, and the patch size."""
         patch = self.clip.config.patch_size
         rows, columns = (slice(s.start * patch, s.stop * patch) for s in (self.rows, self.columns))
-        return pixels[:, :, rows, columns], patch
+        return read(pixels)[:, :, rows, columns], patch
 
     # --- features ---------------------------------------------------------------------------------------
     def _all(self, b: int, device: torch.device) -> Tensor:

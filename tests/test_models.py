@@ -45,6 +45,38 @@ def test_full_budget_is_the_plain_model_bit_for_bit(llava, scenes, dtype):
         assert torch.equal(VisionTower(model).full(pixels).hidden, plain_features(model, pixels)[:, 1:])
 
 
+def test_every_method_is_the_identity_at_the_full_budget(llava, scenes):
+    """A record at the full budget holds the unpruned run's answers because of this (eval/outcome.py)."""
+    pixels, questions = llava.pixels([s[0] for s in scenes]), [s[1] for s in scenes]
+    full = llava.prune(pixels, pruning.load("vanilla", 576))
+    for name in pruning.names():
+        pruner = pruning.load(name, 576)
+        if pruner.keeps(576) == 576 and not (pruner.inside_language_model or pruner.resizes_image):
+            assert torch.equal(llava.prune(pixels, pruner, questions).hidden, full.hidden), name
+
+
+def test_an_image_that_the_cache_knows_is_not_read_again(llava, scenes):
+    images, questions = [s[0] for s in scenes], [s[1] for s in scenes]
+    first, second = pruning.load("scope", 16), pruning.load("acgr_tatcs", 576)
+    llava.cache.clear()
+    prepared = [llava.prepare(str(i), image) for i, image in enumerate(images)]
+    assert llava.known("0", unread, first) is None  # its fingerprint alone is no state of the tower
+    llava.answer(prepared, questions, first)
+    for pruner in (first, second):
+        known = [llava.known(str(i), unread, pruner) for i in range(len(images))]
+        for ours, plain in zip(llava.answer(known, questions, pruner), llava.answer(images, questions, pruner)):
+            for a, b in zip(ours, plain):
+                assert torch.equal(a.first_logits, b.first_logits) and a.index == b.index and a.shifts == b.shifts
+    assert llava.known("0", unread, pruning.load("downsample", 16)) is None  # cuts the pixels itself
+    assert llava.known("other", unread, first) is None
+    llava.cache.clear()
+    assert llava.known("0", unread, first) is None
+
+
+def unread():
+    raise AssertionError("the image was read")
+
+
 def test_leaving_the_context_restores_the_model_also_after_an_error(llava, scenes):
     model, inputs = llava.model, batch(llava, scenes)
     before, names = generate(model, inputs), dict(vars(model))

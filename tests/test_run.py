@@ -100,6 +100,19 @@ def test_table(out: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None
         assert name in shown.out
 
 
+def test_the_full_budget_takes_over_the_unpruned_answers(
+    out: Path, data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*words(data, out, "method=uniform", "budget=576")) == 0
+    assert "the unpruned run's" in capsys.readouterr().out
+    metrics, samples = load(record(out, "uniform", 576))
+    full, unpruned = load(record(out, "vanilla", 576))
+    assert metrics["method"] == "uniform" and metrics["answers_of"] == "vanilla/576"
+    assert metrics["tasks"] == full["tasks"] and metrics["output_kl"] == 0
+    assert samples.output_kl.eq(0).all() and samples.shift_gaussian_kl.eq(0).all()
+    pd.testing.assert_frame_equal(samples.drop(columns="output_kl"), unpruned.drop(columns="output_kl"))
+
+
 def test_two_runs_are_equal_and_force_repeats(out: Path, data: str, tmp_path: Path) -> None:
     before = (record(out) / "metrics.json").stat().st_mtime_ns
     assert call(*words(data, tmp_path)) == 0

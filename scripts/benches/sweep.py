@@ -1,9 +1,10 @@
 """A sweep of 36 points in one process against 36 single runs: `python scripts/bench.py sweep`.
 
-Of the single runs six are made, each method and each budget once, in processes of their own beside a finished
-unpruned run; their mean times 36 stands for the others. The sweep's time holds its unpruned run and its report. CPU
-seconds are compared, which a busy machine changes less than the clock's. Every file that both have must be equal byte
-for byte, times aside.
+Of the single runs six are made, each method and each budget once, in processes of their own; their mean times 36
+stands for the others. They are made twice: beside a finished unpruned run, which all of them take as their baseline,
+and each in a folder of its own, where it runs the unpruned model itself (the first two). The
+sweep's time holds its unpruned run and its report. Every file that a single run and the sweep both have must be equal
+byte for byte, times aside.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from scripts.benches._report import listing, save
@@ -20,14 +22,24 @@ from scripts.kill_test import ROOT, comparable
 
 METHODS = ("cls_attention", "acgr_tatcs", "uniform", "scope", "visionzip", "divprune")
 BUDGETS = (32, 16, 128, 64, 192, 576)
+ALONE = slice(2)  # of the six single runs, those that are also made in folders of their own
 
 
-def cpu_seconds(*words: str) -> float:
-    """CPU time of `python run.py WORDS` in a process of its own."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def seconds(*words: str) -> tuple[float, float]:
+    """Wall and CPU time of `python run.py WORDS` in a process of its own."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, "run.py", *words], cwd=ROOT, check=True, capture_output=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def against(sweep: tuple[float, float], singles: list[tuple[float, float]]) -> dict[str, object]:
+    """Seconds of single runs, and what the sweep takes of as many of them as it has points."""
+    points, found = len(METHODS) * len(BUDGETS), {}
+    for name, whole, each in zip(("wall", "cpu"), sweep, zip(*singles)):
+        found[f"{name}_s"] = [round(value, 1) for value in each]
+        found[f"{name}_ratio"] = round(whole / (sum(each) / len(each) * points), 3)
+    return found
 
 
 def main(arguments: list[str]) -> None:
@@ -36,22 +48,23 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--pictures", default="1", help="drawn a point")
     args = parser.parse_args(arguments)
     few = (f"limit={args.limit}", f"pictures={args.pictures}")
+    runs = [(f"method={m}", f"budget={b}", *few) for m, b in zip(METHODS, BUDGETS)]
     with tempfile.TemporaryDirectory() as folder:
         one, many = Path(folder) / "one", Path(folder) / "many"
         grid = (f"budget={','.join(map(str, BUDGETS))}", f"method={','.join(METHODS)}")
-        sweep = cpu_seconds("-m", *grid, *few, f"out={many}")
-        cpu_seconds("method=vanilla", few[0], "pictures=0", f"out={one}")
-        pairs = zip(METHODS, BUDGETS)
-        single = [cpu_seconds(f"method={m}", f"budget={b}", *few, f"out={one}") for m, b in pairs]
+        sweep = seconds("-m", *grid, *few, f"out={many}")
+        seconds("method=vanilla", few[0], "pictures=0", f"out={one}")
+        beside = [seconds(*words, f"out={one}") for words in runs]
+        alone = [seconds(*words, f"out={folder}/{number}") for number, words in enumerate(runs[ALONE])]
         ours, theirs = comparable(many), comparable(one)
         different = [name for name, value in theirs.items() if ours.get(name) != value]
-    points = len(METHODS) * len(BUDGETS)
     found = {
         "limit": args.limit,
-        "points": points,
-        "sweep_cpu_s": round(sweep, 1),
-        "single_cpu_s": [round(value, 1) for value in single],
-        "ratio": round(sweep / (sum(single) / len(single) * points), 3),
+        "points": len(METHODS) * len(BUDGETS),
+        "sweep_wall_s": round(sweep[0], 1),
+        "sweep_cpu_s": round(sweep[1], 1),
+        **{f"beside_unpruned_{name}": value for name, value in against(sweep, beside).items()},
+        **{f"alone_{name}": value for name, value in against(sweep, alone).items()},
         "equal_files": len(theirs) - len(different),
         "different_files": different,
     }
