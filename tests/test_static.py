@@ -55,8 +55,9 @@ def same_answers(a, b) -> None:
 def test_answers_are_those_of_the_growing_cache(llava, scenes, name, dtype) -> None:
     grows, (images, asked), pruner = tiny.converted(llava, dtype), unequal(scenes), pruning.load(name, 16)
     fixed = static(grows)
-    for _ in range(2):  # the second batch finds its shape
-        same_answers(fixed.answer(images, asked, pruner), grows.answer(images, asked, pruner))
+    for inference in (True, False):  # the second batch finds its shape, made in another mode
+        with torch.inference_mode(inference):
+            same_answers(fixed.answer(images, asked, pruner), grows.answer(images, asked, pruner))
     assert len(fixed.static.steps) == 1 and not grows.static.steps
 
 
@@ -202,6 +203,15 @@ def test_attention_is_fused_everywhere(both, monkeypatch) -> None:
         assert softmax and all(len(shape) == 3 for shape in softmax)  # CLS rows (B, H, 1 + n), never a map
 
 
-def test_a_gpu_gets_bfloat16() -> None:
-    """`meta` stands for a device that is no CPU."""
-    assert load(str(ROOT / "models" / "mini"), PROMPT, device="meta").embed.weight.dtype is torch.bfloat16
+@torch.no_grad()
+def test_prefill_and_steps_look_at_no_value_and_a_gpu_gets_bfloat16() -> None:
+    """`meta` stands for the GPU: no CPU, and reading a value there is an error."""
+    llava = load(str(ROOT / "models" / "mini"), PROMPT, device="meta")
+    visual = torch.zeros(2, 16, llava.language.config.hidden_size, dtype=torch.bfloat16, device="meta")
+    prompts = [llava.prompt_ids(q) for q in tiny.QUESTIONS[:3]]
+    pack = llava._pack(visual, [0, 0, 1], prompts, pruning.load("vanilla", 576))
+    logits = pack.prefill([1, 1, 1])[:, 0]
+    for step in (pack.step, StaticSteps(on=True, capture=False).follow(pack, 2)):
+        for _ in range(2):
+            logits = step(logits.argmax(-1))
+            assert logits.shape == (3, 84) and logits.dtype is torch.bfloat16 and logits.device.type == "meta"
