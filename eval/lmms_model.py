@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -193,16 +194,15 @@ class PrunedLlava(lmms):
     def _halving(self, batch: list[Group], images: list[Any], work: Callable[..., list[Row]]) -> list[Row]:
         if not batch:
             return []
-        try:
+        with suppress(torch.OutOfMemoryError):
             return work(batch, images)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise InputError(
-                    "out of memory with one image; use a GPU with more memory or dtype=bfloat16"
-                ) from None
-            torch.cuda.empty_cache()
-            half = len(batch) // 2
-            return self._halving(batch[:half], images[:half], work) + self._halving(batch[half:], images[half:], work)
+        # only here is the error gone, and with it all that the failed attempt held
+        freed = self.llava.static.release()
+        torch.cuda.empty_cache()
+        if len(batch) == 1 and not freed:
+            raise InputError("out of memory with one image; use a GPU with more memory or dtype=bfloat16")
+        half = 0 if freed else len(batch) // 2  # with what was freed the whole batch may fit
+        return self._halving(batch[:half], images[:half], work) + self._halving(batch[half:], images[half:], work)
 
     # --- work -------------------------------------------------------------------------------------------
     def _answer(self, batch: list[Group], images: list[Prepared | Image.Image]) -> list[Row]:

@@ -47,36 +47,42 @@ class PackedPrompts:
         if any(other != before for other, _ in prompts):
             raise InputError("all prompts of a batch must be equal before the image")
         self.row = torch.tensor(owner, device=self.device)
-        seats = [owner[:q].count(r) for q, r in enumerate(owner)]
-        self.seat = torch.tensor(seats, device=self.device)  # (Q,) place of a question among its row's
-        self.seats = max(seats) + 1
+        places = [owner[:q].count(r) for q, r in enumerate(owner)]
+        self.places = list(zip(owner, places))  # row and seat of each question, on the host: no look at the GPU
+        self.seat = torch.tensor(places, device=self.device)  # (Q,) place of a question among its row's
+        self.seats = max(places) + 1
         self.cache = {cache_argument(llava.language): DynamicCache(config=llava.language.config)}
         head = llava.embed(torch.tensor(before, dtype=torch.long, device=self.device))
         # rows end in padding columns that nobody sees; being last in a causal pass they change nothing before them
         prefix = pad_sequence([torch.cat([head, own]) for own in visual], batch_first=True)  # (R, P, D_llm)
         llava.language(inputs_embeds=prefix, use_cache=True, **self.cache)
-        lengths = torch.tensor([len(before) + len(own) for own in visual], device=self.device)
-        self.prefix = lengths[self.row].tolist()  # of each question
-        here = torch.arange(prefix.shape[1], device=self.device) < lengths[:, None]
-        self.column_owner = torch.where(here, PREFIX, NOBODY)  # (R, columns of the cache)
+        lengths = [len(before) + len(own) for own in visual]
+        self.prefix = [lengths[row] for row in owner]  # of each question
+        here = torch.arange(prefix.shape[1]) < torch.tensor(lengths)[:, None]
+        self.column_owner = torch.where(here, PREFIX, NOBODY).to(self.device)  # (R, columns of the cache)
         self.next_position = torch.tensor([p + len(r) for p, r in zip(self.prefix, self.rests)], device=self.device)
+
+    @property
+    def layers(self) -> list:
+        """The layers of the key-value cache; `keys` and `values` (R, heads, columns, d)."""
+        return next(iter(self.cache.values())).layers
 
     def prefill(self, last: list[int]) -> Tensor:
         """Runs the questions; logits of each one's `last[q]` final places: (Q, max(last), V), right-aligned."""
         rows = len(self.column_owner)
         lengths, starts = [0] * rows, []
-        for row, rest in zip(self.row.tolist(), self.rests):
+        for (row, _), rest in zip(self.places, self.rests):
             starts.append(lengths[row])
             lengths[row] += len(rest)
-        ids = torch.zeros(rows, max(lengths), dtype=torch.long, device=self.device)
+        ids = torch.zeros(rows, max(lengths), dtype=torch.long)  # filled on the host, moved once
         owner = torch.full_like(ids, NOBODY)
         position = torch.zeros_like(ids)
-        for q, (row, start, rest) in enumerate(zip(self.row.tolist(), starts, self.rests)):
+        for (row, seat), start, rest, prefix in zip(self.places, starts, self.rests, self.prefix):
             here = slice(start, start + len(rest))
-            ids[row, here] = torch.tensor(rest, device=self.device)
-            owner[row, here] = int(self.seat[q])
-            position[row, here] = self.prefix[q] + torch.arange(len(rest), device=self.device)
-        hidden = self._run(ids, owner, position)
+            ids[row, here] = torch.tensor(rest)
+            owner[row, here] = seat
+            position[row, here] = prefix + torch.arange(len(rest))
+        hidden = self._run(ids.to(self.device), owner.to(self.device), position.to(self.device))
         ends = torch.tensor([s + len(rest) for s, rest in zip(starts, self.rests)], device=self.device)
         places = (ends[:, None] - torch.arange(max(last), 0, -1, device=self.device)).clamp(min=0)  # (Q, t)
         return self.llava.model.lm_head(hidden[self.row[:, None], places])
