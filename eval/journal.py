@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from eval.logits import LogitsFile
+
 
 class Journal:
     """Lines of JSON: a header that names the configuration, then one line a batch, each flushed to the disk.
 
-    A journal of another configuration, and an incomplete last line, are dropped.
+    A journal of another configuration, and an incomplete last line, are dropped. Rows' `logits` go into a file of
+    their own beside it, and the row keeps their place there.
     """
 
     def __init__(self, path: Path, fingerprint: str) -> None:
@@ -26,6 +29,8 @@ class Journal:
         self._file = path.open("ab" if good else "wb")
         if not good:
             self._line({"fingerprint": fingerprint})
+        places = [row["logits"] for rows in self.batches.values() for row in rows if "logits" in row]
+        self.logits = LogitsFile(path.with_suffix(".logits"), max((sum(place) for place in places), default=0))
 
     def _read(self, fingerprint: str) -> int:
         """Loads the batches; returns how many bytes are whole."""
@@ -45,7 +50,11 @@ class Journal:
         return whole
 
     def add(self, batch: str, rows: list[dict[str, Any]]) -> None:
-        """Keeps a finished batch."""
+        """Keeps a finished batch; `logits` of a row are an array (V,)."""
+        with_logits = [row for row in rows if "logits" in row]
+        if with_logits:
+            for row, place in zip(with_logits, self.logits.append(row["logits"] for row in with_logits)):
+                row["logits"] = place
         self.batches[batch] = rows
         self._kept = True
         self._line({"batch": batch, "rows": rows})
@@ -58,5 +67,6 @@ class Journal:
     def close(self) -> None:
         """Closes the file, which can be opened again; without a batch there is nothing to keep."""
         self._file.close()
+        self.logits.close()
         if not self._kept:
             self.path.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -52,11 +51,12 @@ class PrunedLlava(lmms):
     Args:
         batch_size: images a batch.
         baseline: first answer-token logits of the unpruned model by request, for `output_kl`.
-        keep_logits: keep the first logits in the rows (the unpruned run, so that others can compare).
+        keep_logits: keep the first logits beside the journal (the unpruned run, so that others can compare).
         pictured: how many images, from the first on, keep the trace of what the method did.
         screen: where the progress bar goes.
         new_tokens: most tokens of an answer; None: what each task says.
         data: tells images of equal names in other data apart.
+        shifts: measure the shift metrics.
     """
 
     is_simple = True
@@ -74,15 +74,13 @@ class PrunedLlava(lmms):
         screen: TextIO | None = None,
         new_tokens: int | None = None,
         data: str = "",
+        shifts: bool = True,
     ) -> None:
         super().__init__()
         self.llava, self.pruner, self.batch_size, self.journal, self.name = llava, pruner, batch_size, journal, name
         self.baseline, self.keep_logits, self.pictured, self.screen = baseline, keep_logits, pictured, screen
-        self.data, self.new_tokens, self.lengths = (
-            data,
-            new_tokens,
-            dict[str, int](),
-        )  # lengths: of each task's answers, at most
+        self.data, self.shifts, self.new_tokens = data, shifts, new_tokens
+        self.lengths: dict[str, int] = {}  # of each task's answers, at most
         self.embedded = frozenset(embedded_names())
         self.rows: dict[Key, Row] = {}
         self.pictured_requests: list[list[Instance]] = []  # by image
@@ -208,7 +206,7 @@ class PrunedLlava(lmms):
     def _answer(self, batch: list[Group], images: list[Prepared | Image.Image]) -> list[Row]:
         new_tokens, stops = batch[0].options
         questions = [[r.args[0] for r in group.requests] for group in batch]
-        answers = self.llava.answer(images, questions, self.pruner, new_tokens)
+        answers = self.llava.answer(images, questions, self.pruner, new_tokens, self.shifts)
         asked = [r for group in batch for r in group.requests]
         traced = {key(r) for requests in self.pictured_requests for r in requests}
         flat = [answer for row in answers for answer in row]
@@ -230,7 +228,7 @@ class PrunedLlava(lmms):
         if full is not None and answer.failed is None:
             row["output_kl"] = float(output_kl(answer.first_logits[None], full[None]))
         if self.keep_logits:
-            row["logits"] = base64.b64encode(answer.first_logits.numpy().astype(np.float16).tobytes()).decode()
+            row["logits"] = answer.first_logits.numpy().astype(np.float16)
         return row | ({"trace": answer.trace} if traced else {})
 
     def _score(self, batch: list[Group], images: list[Prepared | Image.Image]) -> list[Row]:

@@ -32,7 +32,8 @@ class DcpPrune(PrunedLlava):
         llava, pruner = point.load_model(plan), point.make_pruner(plan)
         pruner.keeps(llava.visual_tokens)
         size = int(batch_size) if str(batch_size).isdigit() else point.auto_batch(llava, 1)
-        super().__init__(llava, pruner, size, Memory(), f"{plan.label} {plan.budget}")
+        name = f"{plan.label} {plan.budget}"
+        super().__init__(llava, pruner, size, Memory(), name, shifts=False)  # lmms-eval has no place for them
 
 
 def composed(words: list[str]) -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from eval import facts
+from eval.logits import Place, rows_of, write_npy
 from eval.official import extra_metrics, image_name, measure, weights
 from eval.records import LOGITS, SAMPLES, damage
 from eval.settings import Plan
@@ -52,21 +52,22 @@ def lookup(baseline: Result | None) -> Any:
     import torch
 
     with damage(baseline.folder):
-        table = np.load(baseline.folder / LOGITS, mmap_mode="r")
+        read = rows_of(baseline.folder / LOGITS)
     at = {(t, d): row for row, (t, d) in enumerate(zip(baseline.samples["task"], baseline.samples["doc_id"]))}
 
     def logits(key: tuple[str, int, int]) -> Any:
         row = at.get(key[:2])
-        return None if row is None else torch.from_numpy(table[row].astype(np.float32))
+        return None if row is None else torch.from_numpy(read(row))
 
     return logits
 
 
-def tabulate(found: dict[str, Any], lm: Any) -> tuple[pd.DataFrame, np.ndarray | None]:
-    """samples.parquet (record contract) and the first logits (n, V) float16 where they were kept."""
+def tabulate(found: dict[str, Any], lm: Any) -> tuple[pd.DataFrame, list[Place | None]]:
+    """samples.parquet (record contract), and where the first logits of each row lie beside the journal."""
     from pruning.shift import METRICS
 
-    rows, logits = [], []
+    rows: list[dict[str, Any]] = []
+    places: list[Place | None] = []
     for task, samples in found["samples"].items():
         for sample in samples:
             row = lm.rows[task, int(sample["doc_id"]), 0]
@@ -91,20 +92,12 @@ def tabulate(found: dict[str, Any], lm: Any) -> tuple[pd.DataFrame, np.ndarray |
                     "index": np.asarray(row["index"], np.int16),
                 }
             )
-            if lm.keep_logits:
-                logits.append(np.frombuffer(base64.b64decode(row.get("logits", "")), np.float16))
+            places.append(row.get("logits"))
     table = pd.DataFrame(rows)
     table["output_kl"] = table["output_kl"].astype("float64")
     table["visual_tokens"] = table["visual_tokens"].astype("float64")
     table["weight"] = np.concatenate([weights(str(t), rows["type"]) for t, rows in table.groupby("task", sort=False)])
-    return table, stack(logits)
-
-
-def stack(rows: list[np.ndarray]) -> np.ndarray | None:
-    """(n, V) of rows (V,); a failed question's empty row becomes NaN."""
-    width = max((len(row) for row in rows), default=0)
-    blank = np.full(width, np.nan, np.float16)
-    return np.stack([row if len(row) else blank for row in rows]) if width else None
+    return table, places
 
 
 def text_or_none(value: Any) -> str | None:
@@ -169,12 +162,12 @@ def none_if_nan(value: float) -> float | None:
 
 
 def fill(
-    folder: Path, plan: Plan, lm: Any, samples: pd.DataFrame, logits: np.ndarray | None, baseline: Result | None
+    folder: Path, plan: Plan, lm: Any, samples: pd.DataFrame, places: list[Place | None], baseline: Result | None
 ) -> None:
     """Samples, logits and pictures of a record."""
     samples.to_parquet(folder / SAMPLES, index=False)
-    if logits is not None:
-        np.save(folder / LOGITS, logits)
+    if any(places):
+        write_npy(folder / LOGITS, lm.journal.logits.path, places)
     if plan.pictures:
         draw(folder / "pictures", plan, lm, samples, baseline)
 

@@ -188,7 +188,7 @@ def evaluate(plan: Plan, record: Record, baseline: Result | None) -> tuple[dict[
     finally:
         journal.close()
     asked = perf_counter()
-    samples, logits = tabulate(found, lm)
+    samples, places = tabulate(found, lm)
     seconds = Counter({"load model": loaded - start, "load tasks": ready - loaded}) + llava.seconds
     known = sum(llava.seconds.values())
     seconds["lmms-eval and rest"] = max(0.0, asked - ready - known)
@@ -197,7 +197,7 @@ def evaluate(plan: Plan, record: Record, baseline: Result | None) -> tuple[dict[
         "protocol": protocol(plan, lm),
         "peak_memory_mb": round(facts.peak_memory_mb(), 1),
     }
-    record.write(metrics, lambda folder: fill(folder, plan, lm, samples, logits, baseline))
+    record.write(metrics, lambda folder: fill(folder, plan, lm, samples, places, baseline))
     record.forget_journal()
     return metrics, samples
 

@@ -36,8 +36,11 @@ def facts(result: Result) -> list[str]:
     if result.baseline is not None:
         full = {task: values["score"] for task, values in result.baseline.metrics["tasks"].items()}
     kappa = metrics["shift"].get("gaussian_kl")
+    average = f"{average_percent(scores, full):.1f}   (mean ratio to the unpruned model)"
+    if 0 in full.values():
+        average = "-   (mean ratio to the unpruned model, which scores 0 in a task)"
     out = [
-        f"Avg %          {average_percent(scores, full):.1f}   (mean ratio to the unpruned model)",
+        f"Avg %          {average}",
         f"kappa          {'-' if kappa is None else f'{kappa:.4f}'}   (shift of the kept tokens, lower is better)",
         f"visual tokens  {metrics['visual_tokens'] if metrics['visual_tokens'] is not None else '-'}",
         f"seconds        {seconds(metrics['seconds'])}",

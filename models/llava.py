@@ -175,8 +175,13 @@ class Llava:
         questions: list[list[str]],
         pruner: Pruner,
         max_new_tokens: int = 16,
+        shifts: bool = True,
     ) -> list[list[Answer]]:
-        """Greedy answers to every question of every image; the images all PIL's or all prepared.
+        """Greedy answers to every question of every image.
+
+        Args:
+            images: all PIL's or all prepared.
+            shifts: measure the shift metrics too, which needs the whole tower.
 
         Raises:
             InputError: budget out of range.
@@ -198,9 +203,9 @@ class Llava:
             pack = self._pack(distinct, [rows.index(first_equal[row]) for row in own], prompts, pruner)
         texts, first = self._greedy(pack, max_new_tokens)
         with self.stage("shift"):
-            shifts = self._shifts(tokens, pixels, image_of_row, rows)
+            found = self._shifts(tokens, pixels, image_of_row, rows) if shifts else {row: {} for row in rows}
         answers = [
-            self._answer(text, logits, tokens, row, shifts[first_equal[row]])
+            self._answer(text, logits, tokens, row, found[first_equal[row]])
             for text, logits, row in zip(texts, first, own)
         ]
         if isinstance(pack, WholePrompts):

@@ -8,10 +8,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from eval import point
 from eval.journal import Journal
+from eval.logits import rows_of, write_npy
 from eval.records import Record, differences
 from eval.settings import Plan
 from pruning.errors import InputError
@@ -114,6 +116,24 @@ def test_journal_keeps_whole_lines_only(tmp_path: Path) -> None:
     other = Journal(file, "another config")
     assert not other.batches
     other.close()
+
+
+def test_logits_lie_beside_the_journal_and_survive_a_kill(tmp_path: Path) -> None:
+    rows = [np.arange(i, i + 5, dtype=np.float16) for i in range(3)]
+    file, places = tmp_path / "journal.jsonl", []
+    for number, row in enumerate(rows):
+        journal = Journal(file, "abc")
+        journal.add(str(number), [{"text": "red", "logits": row}, {"text": "no image"}])
+        journal.close()
+        with journal.logits.path.open("ab") as half:  # of the batch in which the process was killed
+            half.write(b"half a row")
+        assert row.tobytes() not in file.read_bytes()
+    for own in Journal(file, "abc").batches.values():
+        places += [row.get("logits") for row in own]
+    write_npy(tmp_path / "all.npy", journal.logits.path, places)
+    blank = np.full(5, np.nan, np.float16)
+    np.testing.assert_array_equal(np.load(tmp_path / "all.npy"), [rows[0], blank, rows[1], blank, rows[2], blank])
+    np.testing.assert_array_equal(rows_of(tmp_path / "all.npy")(2), rows[1].astype(np.float32))
 
 
 def hold(plan: Plan, ready: multiprocessing.Event, go: multiprocessing.Event) -> None:

@@ -4,8 +4,9 @@
 
 lmms-eval 0.7.3's packaged wrapper cannot be imported here (it wants decord at import), so its call sequence is
 written out with plain Hugging Face code: one question at a time the image is decoded, image and prompt go through the
-processor, `generate` runs greedily, the new ids are decoded. Ours is `Llava.answer` with everything a run does (shift
-metrics included). All take turns on every few images, so that a busy machine slows all of them. Writes
+processor, `generate` runs greedily, the new ids are decoded. Ours is `Llava.answer`: with everything that a run does,
+shift metrics included, or the answers alone, as in lmms-eval's own command (`eval.lmms_cli`), which is what the loop
+does too. All take turns on every few images, so that a busy machine slows all of them. Writes
 results/embedded/bench/loop.json and loop.md.
 """
 
@@ -55,10 +56,12 @@ def plain(llava: Any, visual: Callable[[dict], list], batch: Asked, new_tokens: 
     return said
 
 
-def ours(llava: Any, visual: Callable[[dict], list], batch: Asked, new_tokens: int, pruner: Any) -> list[str]:
+def ours(
+    llava: Any, visual: Callable[[dict], list], batch: Asked, new_tokens: int, pruner: Any, shifts: bool = True
+) -> list[str]:
     """The answers of the wrapper to the same questions."""
     images = [visual(doc)[0].convert("RGB") for doc, _ in batch]
-    answers = llava.answer(images, [own for _, own in batch], pruner, new_tokens)
+    answers = llava.answer(images, [own for _, own in batch], pruner, new_tokens, shifts)
     return [answer.text.strip() for own in answers for answer in own]
 
 
@@ -76,6 +79,7 @@ def compare(
         "unpruned": lambda part: ours(llava, visual, part, new_tokens, full),
         "pruned": lambda part: ours(llava, visual, part, new_tokens, pruned),  # after the unpruned: shares its tower
         "pruned_alone": lambda part: ours(llava, visual, part, new_tokens, pruned),
+        "pruned_answers": lambda part: ours(llava, visual, part, new_tokens, pruned, shifts=False),
     }
     for work in ways.values():  # warm up
         work(asked[:1])
@@ -100,6 +104,7 @@ def table(result: dict) -> str:
         "unpruned": "ours, all tokens",
         "pruned": f"ours, {result['method']} at {result['budget']} tokens, after the unpruned run",
         "pruned_alone": f"ours, {result['method']} at {result['budget']} tokens, alone",
+        "pruned_answers": f"ours, {result['method']} at {result['budget']} tokens, alone, without the shift metrics",
     }
     seconds, rows = (
         result["seconds"],
