@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 H100 = {"name": "H100 SXM", "flops": 989e12, "bytes": 3.35e12}  # dense bfloat16, HBM3, NVIDIA's data sheet
@@ -23,6 +24,18 @@ def macs(work: Callable[[], object]) -> float:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops() / 2
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Most bytes that the tensors of one call held at a time on the CPU; what was there before does not count."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    found = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(found, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
 
 
 def kv_bytes(llava: Any, visual_tokens: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 import yaml
 
 import pruning
-from scripts.benches._counts import kv_bytes, macs
+from scripts.benches._counts import kv_bytes, macs, peak_bytes
 from scripts.benches._real_size import Timed
 
 STAGES = ("image processing", "tower", "selection", "projector", "prefill", "decode", "scoring", "shift")
@@ -63,8 +64,21 @@ def once(llava: Any, images: list[Any], texts: list[list[str]], pruner: Any) -> 
     return stages | {"scoring": llava.seconds["scoring"]}
 
 
+def uncached(llava: Any) -> Any:
+    """The same model without a cache of tower states, whose memory comes in slabs."""
+    from models.cache import StateCache
+    from models.vision_tower import VisionTower
+
+    other = copy(llava)
+    other.cache = StateCache(0)
+    other.tower = VisionTower(llava.model, other.cache)
+    return other
+
+
 def arithmetic(llava: Any, image: Any, asked: list[str], pruner: Any) -> dict[str, float]:
-    """Visual tokens, MACs and FLOPs of one image with one question (answer and shift metrics aside), its KV bytes."""
+    """Visual tokens, MACs and FLOPs of one image with one question (answer and shift metrics aside), bytes of its
+    keys and values, and the most bytes of tensors at a time.
+    """
     llava.cache.clear()
     pixels = llava.pixels([image])
     kept: list[Any] = []
@@ -74,7 +88,9 @@ def arithmetic(llava: Any, image: Any, asked: list[str], pruner: Any) -> dict[st
     rest = macs(lambda: llava.project(kept[0])) + macs(
         lambda: llava._pack(visual, [0], [llava.prompt_ids(asked[0])], pruner).prefill([1])
     )
-    llava.cache.clear()
-    tokens = llava.answer([image], [asked], pruner, 1)[0][0].visual_tokens
-    count = {"visual_tokens": tokens, "kv_bytes": kv_bytes(llava, tokens)}
+    answers: list[Any] = []
+    bare = uncached(llava)
+    most = peak_bytes(lambda: answers.extend(bare.answer([image], [asked], pruner, 1, shifts=False)[0]))
+    tokens = answers[0].visual_tokens
+    count = {"visual_tokens": tokens, "kv_bytes": kv_bytes(llava, tokens), "peak_bytes": most}
     return count | {"gmac": (tower + rest) / 1e9, "gflop": 2 * (tower + rest) / 1e9}

@@ -67,13 +67,15 @@ def table(result: dict) -> str:
     parts = []
     if "embedded" in result:
         names = _embedded.STAGES
-        parts += ["Embedded model, milliseconds an image: median (interquartile range) over interleaved repeats.", ""]
-        head = ["method", "tokens", "batch", "all", *names, "GMAC", "GFLOP", "KV kB"]
+        parts += ["Embedded model, milliseconds an image: median (interquartile range) over interleaved repeats."]
+        parts += ["GMAC to peak (of tensors, weights aside) are of one image with one question, without shifts.", ""]
+        head = ["method", "tokens", "batch", "all", *names, "GMAC", "GFLOP", "KV kB", "peak MB"]
         parts += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
         for row in result["embedded"]["rows"]:
             spread = [quartiles(row["ms"][name]) for name in names]
             cells = [f"{m:.1f} ({h - low:.1f})" for low, m, h in spread]
-            facts = [f"{row['gmac']:.2f}", f"{row['gflop']:.2f}", f"{row['kv_bytes'] / 1e3:.0f}"]
+            facts = [f"{row['gmac']:.2f}", f"{row['gflop']:.2f}"]
+            facts += [f"{row['kv_bytes'] / 1e3:.0f}", f"{row['peak_bytes'] / 1e6:.1f}"]
             first = [row["method"], f"{row['visual_tokens']:g}", str(row["batch"]), f"{total(row):.1f}"]
             parts.append("| " + " | ".join([*first, *cells, *facts]) + " |")
         parts += ["", *break_even(result["embedded"]["rows"])]
