@@ -55,6 +55,20 @@ def test_every_method_is_the_identity_at_the_full_budget(llava, scenes):
             assert torch.equal(llava.prune(pixels, pruner, questions).hidden, full.hidden), name
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 9.0])
+def test_questions_with_equal_tokens_share_a_prefix(llava, scenes, monkeypatch, threshold):
+    """Where no shift is severe the questions of an image get the same tokens; where all are, each its own."""
+    images, questions = [s[0] for s in scenes], [s[1] for s in scenes]
+    pruner, rows, pack = pruning.load("acgr_tatcs", 16, threshold=threshold), [], llava._pack
+    monkeypatch.setattr(llava, "_pack", lambda visual, *more: (rows.append(len(visual)), pack(visual, *more))[1])
+    together = llava.answer(images, questions, pruner)
+    alone = [[llava.answer([image], [[q]], pruner)[0][0] for q in asked] for image, asked in zip(images, questions)]
+    different = sum(len({tuple(answer.index) for answer in own}) for own in together)
+    assert rows[0] == different and (threshold < 9 or different == len(images) < sum(map(len, questions)))
+    for a, b in zip(chain.from_iterable(together), chain.from_iterable(alone)):
+        assert a.text == b.text and a.index == b.index and a.shifts == pytest.approx(b.shifts, rel=1e-3, abs=1e-5)
+
+
 def test_an_image_that_the_cache_knows_is_not_read_again(llava, scenes):
     images, questions = [s[0] for s in scenes], [s[1] for s in scenes]
     first, second = pruning.load("scope", 16), pruning.load("acgr_tatcs", 576)
