@@ -148,8 +148,10 @@ def launch(words: list[str]) -> bool:
 
     try:
         hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="config")(job)()
-    except (HydraException, OmegaConfBaseException):
+    except (HydraException, OmegaConfBaseException, InputError):
         raise
+    except ValueError as error:  # Hydra's, of words that it cannot compose: `method=3`
+        raise InputError(f"{messages.brief(error)}; `python run.py --help` lists the choices") from error
     except Exception as error:
         if begun.get() is None:
             raise

@@ -13,6 +13,17 @@ from pruning.errors import InputError
 TIMEOUT = 2.0  # seconds
 
 
+def is_name(name: str) -> bool:
+    """Whether `name`, which is no folder, can be a name on the hub (org/name)."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
+
+
 def require(name: str) -> None:
     """Checks that the hub's model `name` (org/name) lies in the cache, or that the hub answers.
 
@@ -33,6 +44,8 @@ def missing_model(name: str, setting: str = "model.path", ask: Callable[[], str 
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
+    if not is_name(name):
+        return f"folder '{name}' not found; set {setting} to a folder or to a hub name (org/name)"
     why = None if isinstance(try_to_load_from_cache(name, "config.json"), str) else (ask or unreachable)()
     return why and (
         f"model '{name}' is not a folder, not in the cache ({constants.HF_HUB_CACHE}), and {why}; "

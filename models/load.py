@@ -92,7 +92,9 @@ def check(path: str) -> None:
     """Raises InputError where `path` is a folder without a LLaVA, before anything heavy is imported."""
     folder = Path(path)
     if not folder.exists():
-        if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        from models.hub import is_name
+
+        if not is_name(path):
             raise InputError(f"model folder '{path}' not found; give a LLaVA folder or a hub name (org/name)")
         return
     config = folder / "config.json"
