@@ -147,7 +147,7 @@ def test_full_disk(
 
 
 def test_images_and_questions(tmp_path: Path) -> None:
-    """Broken images fail alone; odd ones are answered; a question without content words is answered."""
+    """Broken images fail alone; odd ones are answered; so are questions without content words or with a marker."""
     good = encoded(picture(0))
     photo = encoded(Image.effect_noise((400, 300), 60), "JPEG")
     images = {
@@ -161,16 +161,18 @@ def test_images_and_questions(tmp_path: Path) -> None:
         "too narrow": encoded(Image.new("L", (4000, 2))),
         "bomb": encoded(Image.new("1", (16000, 12000))),
         "no question words": good,
+        "marker": good,
     }
-    data = write_data(tmp_path / "data", list(images.values()), {9: "Is it?"})
+    data = write_data(tmp_path / "data", list(images.values()), {9: "Is it?", 10: "What <image>color is the square?"})
     drop_picture(data, 9)
     assert call(f"tasks.data_dir={data}", f"out={tmp_path}", "method=tatcs", "budget=16", "pictures=1") == 0
     samples = pd.read_parquet(tmp_path / "mini" / "test" / "tatcs" / "16" / "samples.parquet")
-    failed = samples[samples.task == "mini_gqa"].set_index("image_id").failed
-    names = dict(zip(failed.index, images))
+    asked = samples[samples.task == "mini_gqa"].set_index("image_id")
+    failed, names = asked.failed, dict(zip(asked.index, images))
     reasons = {names[i]: reason for i, reason in failed.items() if isinstance(reason, str)}
     assert set(reasons) == {"corrupt", "empty", "truncated", "too narrow", "bomb", "no question words"}
     assert "got 0" in reasons["no question words"]
+    assert asked.question.iloc[10] != asked.question.iloc[0] and asked.prediction.iloc[10] == asked.prediction.iloc[0]
     # the decoder's own refusal or ours, whichever comes first
     assert any(word in reasons["bomb"] for word in ("too large", "exceeds limit"))
     assert samples.score.isna().equals(samples.failed.notna())
