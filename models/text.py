@@ -31,7 +31,7 @@ def content_spans(text: str) -> list[tuple[int, int]]:
 
 
 def unmarked(question: str) -> str:
-    """A question without the image marker in its own text, dropped as LLaVA's evaluation does (model_vqa_science.py)."""
+    """A question without image markers of its own; LLaVA's evaluation drops them too (model_vqa_science.py)."""
     return question.replace("<image>", "").strip() if "<image>" in question else question
 
 

@@ -77,9 +77,7 @@ def test_command_line(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"tau": "x"}, {"tau": np.nan}, {"layers": 3}, {"neighbours": 2.5}]
-)
+@pytest.mark.parametrize("wrong", [{"tau": "x"}, {"tau": np.nan}, {"layers": 3}, {"neighbours": 2.5}])
 def test_hyper_parameter_from_python(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(wrong))} of acgr must be .* \\(default .*\\), got "):
         pruning.load("acgr", 16, **wrong)
