@@ -27,6 +27,11 @@ class Journal:
         if not good:
             self._line({"fingerprint": fingerprint})
 
+    @property
+    def answers(self) -> int:
+        """How many answers wait in it to be taken over."""
+        return sum(map(len, self.batches.values()))
+
     def _read(self, fingerprint: str) -> int:
         """Loads the batches; returns how many bytes are whole."""
         if not self.path.is_file():

@@ -149,6 +149,7 @@ def evaluate(plan: Plan, record: Record, baseline: Result | None) -> tuple[dict[
 
     quiet()
     journal = open_journal(plan, record)
+    held = journal.answers
     tasks = load_tasks(plan)
     llava.seconds.clear()
     llava.cache.turn()
@@ -177,6 +178,7 @@ def evaluate(plan: Plan, record: Record, baseline: Result | None) -> tuple[dict[
     seconds["lmms-eval and rest"] = max(0.0, asked - ready - known)
     metrics = summarise(plan, found, samples) | {
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "resumed": (held - journal.answers) / max(1, len(lm.rows)),  # share of the answers that cost no seconds here
         "protocol": protocol(plan, lm),
         "peak_memory_mb": round(facts.peak_memory_mb(), 1),
     }

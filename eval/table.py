@@ -42,6 +42,8 @@ def facts(result: Result) -> list[str]:
         f"visual tokens  {metrics['visual_tokens'] if metrics['visual_tokens'] is not None else '-'}",
         f"seconds        {seconds(metrics['seconds'])}",
     ]
+    if metrics.get("resumed"):
+        out.append(f"resumed        {metrics['resumed']:.0%} was answered before, the seconds are of the rest")
     if result.baseline is not None and result.baseline.fresh:
         out.append(f"  unpruned     {seconds(result.baseline.metrics['seconds'])}")
     if metrics["failed"]:

@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from eval import tables
 from eval.lmms_model import PrunedLlava
+from eval.sweep import read_sweeps
 from tests.sandbox import call, encoded, picture, write_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +58,8 @@ def load(folder: Path) -> tuple[dict, pd.DataFrame]:
 
 
 def timeless(metrics: dict) -> dict:
-    return {k: v for k, v in metrics.items() if k not in ("seconds", "peak_memory_mb", "created", "commit")}
+    changing = ("seconds", "resumed", "peak_memory_mb", "created", "commit")
+    return {k: v for k, v in metrics.items() if k not in changing}
 
 
 def same(a: Path, b: Path) -> None:
@@ -137,8 +140,14 @@ def test_killed_run_goes_on_inside_a_point(
     with journal.open("a") as file:
         file.write('{"batch": "torn li')
     assert call(*words(data, tmp_path)) == 0
-    assert len(calls) == 5 and "going on with an interrupted run: 1 batches" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert len(calls) == 5 and "going on with an interrupted run: 1 batches" in shown.err
+    assert "50% was answered before" in shown.out
     same(record(out), record(tmp_path))
+    resumed = load(record(tmp_path))[0]
+    assert resumed["resumed"] == 0.5 and load(record(out))[0]["resumed"] == 0
+    point = tables.timings(read_sweeps(tmp_path)[0][0]).set_index("method").loc["cls_attention"]
+    assert point["prefill_ms"] == pytest.approx(1000 * resumed["seconds"]["prefill"] / 12)  # of 24 questions
 
 
 def test_other_config_is_refused(out: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
