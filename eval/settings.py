@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from eval import digests
 from models.shape import Shape, read_shape
 from pruning import registry
 from pruning.errors import InputError, one_of
@@ -119,7 +120,7 @@ class Plan:
     @property
     def own_data(self) -> str | bool:
         """False for the data of the repository or the hub, else what tells the folder's content apart."""
-        return False if self.data_dir is None else digest(self.data_dir)
+        return False if self.data_dir is None else digests.of_data(self.data_dir)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -127,9 +128,9 @@ class Plan:
         return {
             "model": {
                 "name": self.model,
-                "path": portable(self.path),
+                "path": named(self.path),
                 "prompt": self.prompt,
-                **{name: portable(value) for name, value in self.options.items()},
+                **{name: named(value) if name == "clip_text" else value for name, value in self.options.items()},
             },
             "method": {"name": self.method, **self.parameters},
             "budget": self.budget,
@@ -150,6 +151,11 @@ def portable(value: Any) -> Any:
     if path is None or not path.is_absolute():
         return value
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+
+
+def named(path: str) -> str:
+    """A model in a record: `portable`, and for a folder what tells its content apart; a hub name as it is."""
+    return f"{portable(path)}@{digests.of_model(path)}" if Path(path).is_dir() else portable(path)
 
 
 def own_budget(method: str, asked: int, full: int | None) -> int:
@@ -237,9 +243,9 @@ def check(config: DictConfig, method: str) -> Plan:
 
 
 def found(path: str) -> str:
-    """A folder of the repository or of the machine as an absolute or given path; a hub name as it is."""
+    """The absolute path of a folder in the repository, or else on the machine; a hub name as it is."""
     here = Path(path).expanduser()
-    return str(ROOT / here) if (ROOT / here).exists() else str(here) if here.exists() else path
+    return next((os.path.abspath(place) for place in (ROOT / here, here) if place.exists()), path)
 
 
 def model_options(model: ModelConfig, shape: Shape | None) -> dict[str, Any]:
@@ -266,18 +272,6 @@ def model_options(model: ModelConfig, shape: Shape | None) -> dict[str, Any]:
         if wrong:
             raise InputError(f"model.{wrong[0]} is a choice for LLaVA-NeXT; this model cuts no crops; use null")
     return {name: value for name, value in values.items() if value is not None}
-
-
-@functools.lru_cache(maxsize=8)
-def digest(data_dir: str) -> str:
-    """What tells data folders apart: names, sizes and last bytes (parquet's own index) of their parquet files."""
-    found = hashlib.blake2b(digest_size=8)
-    for path in sorted(Path(data_dir).rglob("*.parquet")):
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - 2**16))
-            found.update(f"{path.relative_to(data_dir).as_posix()} {size} ".encode() + file.read())
-    return found.hexdigest()
 
 
 def check_tasks(tasks: TasksConfig, limit: int | None) -> None:

@@ -94,7 +94,9 @@ def test_each_model_runs_from_a_folder_of_its_class(name, samples, tmp_path):
     assert call(*words, "method=divprune", f"budget={20 if next_ else 4}") == 0
     point = tmp_path / name / "test-first2" / "divprune" / str(20 if next_ else 4)
     model = yaml.safe_load((point / "config.yaml").read_text())["identity"]["model"]
-    assert model["path"] == "model" and model["prompt"].startswith("[INST]" if mistral else "A chat between")
+    assert model["path"].startswith("model@") and model["prompt"].startswith(
+        "[INST]" if mistral else "A chat between"
+    )
     switches = {"newline": "drop", "unpad": True} if next_ else {"image_protocol": "pad"}
     assert switches.items() <= model.items()
     assert switches.items() <= json.loads((point / "metrics.json").read_text())["protocol"].items()
