@@ -23,6 +23,7 @@ from eval.needs import make_pruner
 from eval.outcome import Result, fill, header, lookup, summarise, tabulate
 from eval.records import METRICS, SAMPLES, Record, damage, disk_errors
 from eval.settings import Plan, embedded_names, portable, short_hash
+from models.load import settled
 from models.shape import check_budget, parse
 from pruning.errors import InputError
 
@@ -66,11 +67,28 @@ def ensure(plan: Plan, baseline: Result | None) -> Result:
     record = Record(plan)
     with record.lock(log.info):
         if not plan.force and record.finished():
-            log.info("%s is finished; force=true repeats it", plan.folder)
             record.forget_journal()  # of a process that was killed right after its last step
-            return Result(plan, plan.folder, *read(plan.folder), baseline, fresh=False)
+            metrics, samples = read(plan.folder)
+            check_precision(record, metrics)
+            return Result(plan, plan.folder, metrics, samples, baseline, fresh=False)
         metrics, samples = evaluate(plan, record, baseline)
     return Result(plan, plan.folder, metrics, samples, baseline)
+
+
+def check_precision(record: Record, metrics: dict[str, Any]) -> None:
+    """Raises InputError where dtype=auto is not here what it was on the machine that made the record.
+
+    Not part of the identity: a dry run, or the machine that hands out the jobs, may have no GPU of its own.
+    """
+    if record.plan.dtype != "auto":
+        return
+    here, _ = settled("auto", record.plan.device)
+    was = metrics.get("protocol", {}).get("dtype", here)
+    if was != here:
+        raise InputError(
+            f"'{record.folder}' was computed in {was}, and dtype=auto is {here} here; "
+            f"choose another out= or repeat it with {record.again}"
+        )
 
 
 def read(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -148,7 +166,7 @@ def evaluate(plan: Plan, record: Record, baseline: Result | None) -> tuple[dict[
     from eval.lmms_model import PrunedLlava
 
     quiet()
-    journal = open_journal(plan, record)
+    journal = open_journal(plan, record, precision(llava))
     held = journal.answers
     tasks = load_tasks(plan)
     llava.seconds.clear()
@@ -187,6 +205,11 @@ def evaluate(plan: Plan, record: Record, baseline: Result | None) -> tuple[dict[
     return metrics, samples
 
 
+def precision(llava: Any) -> str:
+    """The model's dtype in a word."""
+    return str(llava.embed.weight.dtype).removeprefix("torch.")
+
+
 def protocol(plan: Plan, lm: Any) -> dict[str, Any]:
     """How the questions were asked: decoding, longest answers, picture and packing switches, text features."""
     text = None
@@ -196,7 +219,7 @@ def protocol(plan: Plan, lm: Any) -> dict[str, Any]:
     switches = {name: value for name, value in plan.options.items() if name != "clip_text"}
     return {
         "decoding": "greedy",
-        "dtype": str(lm.llava.embed.weight.dtype).removeprefix("torch."),
+        "dtype": precision(lm.llava),
         "max_new_tokens": lm.lengths,
         **switches,
         **ocr(plan),
@@ -210,9 +233,9 @@ def ocr(plan: Plan) -> dict[str, bool]:
     return {"ocr": bool(plan.protocol.get("ocr"))} if asked else {}
 
 
-def open_journal(plan: Plan, record: Record) -> Journal:
+def open_journal(plan: Plan, record: Record, dtype: str) -> Journal:
     """The point's journal; says so where it goes on with an old one."""
-    identity = {**plan.identity, "batch_size": plan.batch_size, "pictures": plan.pictures}
+    identity = {**plan.identity, "dtype": dtype, "batch_size": plan.batch_size, "pictures": plan.pictures}
     with disk_errors(record.folder):
         if plan.force:
             record.forget_journal()

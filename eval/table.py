@@ -51,7 +51,8 @@ def facts(result: Result) -> list[str]:
         out.append(f"failed         {metrics['failed']} questions, counted as wrong; most often: {reasons.index[0]}")
     shown = {task: in_words(task, values["metrics"]) for task, values in metrics["tasks"].items()}
     out += [f"{task:<15}{words}" for task, words in shown.items() if words]
-    out.append(f"record         {result.folder}")
+    before = "" if result.fresh else "   (finished before; force=true repeats it)"
+    out.append(f"record         {result.folder}{before}")
     pictures = result.folder / "pictures"
     if pictures.is_dir() and any(pictures.iterdir()):
         out.append(f"pictures       {pictures}")

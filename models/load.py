@@ -49,8 +49,7 @@ def load(
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     one_of("dtype", dtype, DTYPES)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    dtype = ("float32" if device == "cpu" else "bfloat16") if dtype == "auto" else dtype
+    dtype, device = settled(dtype, device)
     if not Path(path).exists():
         from models.hub import require
 
@@ -74,6 +73,14 @@ def load(
 
         llava.clip_text = load_clip(clip_text, llava.tower, llava.embed.weight)
     return llava
+
+
+def settled(dtype: str, device: str) -> tuple[str, str]:
+    """What `auto` is on this machine, for either; others as they are."""
+    import torch
+
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return ("float32" if device == "cpu" else "bfloat16") if dtype == "auto" else dtype, device
 
 
 def square_processor(image_processor: Any, protocol: str) -> Any:

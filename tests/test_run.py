@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from eval import tables
 from eval.lmms_model import PrunedLlava
 from eval.sweep import read_sweeps
-from tests.sandbox import call, encoded, picture, write_data
+from tests.sandbox import call, encoded, picture, refused, write_data
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = [
@@ -94,7 +95,7 @@ def test_record_holds_the_contract(out: Path) -> None:
 def test_table(out: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*words(data, out)) == 0
     shown = capsys.readouterr()
-    assert "is finished; force=true repeats it" in shown.err
+    assert f"{record(out)}   (finished before; force=true repeats it)" in shown.out and not shown.err
     metrics = load(record(out))[0]
     line = next(x for x in shown.out.splitlines() if x.startswith("mini_mme")).split()
     assert line[1] == "8" and line[2] == f"{metrics['tasks']['mini_mme']['score']:.1f}" and line[4] == "to"
@@ -154,6 +155,14 @@ def test_other_config_is_refused(out: Path, data: str, capsys: pytest.CaptureFix
     assert call(*words(data, out, "dtype=bfloat16")) == 2
     shown = capsys.readouterr().err.strip().splitlines()
     assert len(shown) == 1 and "dtype=auto, not bfloat16" in shown[0] and "force=true" in shown[0]
+
+
+def test_another_precision_of_auto_is_refused(out: Path, data: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    line = refused(capsys, *words(data, out))
+    assert f"{record(out, 'vanilla', 576)}' was computed in float32, and dtype=auto is bfloat16 here" in line
+    assert line.endswith("choose another out= or repeat it with method=vanilla force=true")
+    assert call(*words(data, out), "device=cpu") == 0
 
 
 def test_overrides_have_their_own_folder(out: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
