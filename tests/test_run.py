@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+import eval.progress
 from eval import tables
 from eval.lmms_model import PrunedLlava
 from eval.sweep import read_sweeps
@@ -104,11 +105,13 @@ def test_table(out: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None
         assert name in shown.out
 
 
-def test_two_runs_are_equal_and_force_repeats(out: Path, data: str, tmp_path: Path) -> None:
+def test_two_runs_are_equal_and_force_repeats(out: Path, data: str, tmp_path: Path, monkeypatch, capsys) -> None:
     before = (record(out) / "metrics.json").stat().st_mtime_ns
+    monkeypatch.setattr(eval.progress, "MINUTE", 0.0)
     assert call(*words(data, tmp_path)) == 0
     same(record(out), record(tmp_path))
     same(record(out, "vanilla", 576), record(tmp_path, "vanilla", 576))
+    assert "\nvanilla 576: 12 of 24 questions, 00:0" in capsys.readouterr().err
     assert call(*words(data, tmp_path, "force=true")) == 0
     same(record(out), record(tmp_path))
     assert (record(out) / "metrics.json").stat().st_mtime_ns == before
@@ -179,7 +182,7 @@ def test_sweep_shares_work_and_outlives_a_bad_point(
     assert call(*sweep) == 1
     shown = capsys.readouterr()
     assert shown.err.count("error: budget must be between 1 and 576, got 900") == 2
-    assert "running the unpruned model first" in shown.err and shown.err.count("vanilla 576") > 0
+    assert "running the unpruned model first" in shown.err and "\r" not in shown.err  # no bar in a log
     same(record(out), record(tmp_path))
     assert load(record(tmp_path, "uniform"))[0]["status"] == "finished"
     assert not record(tmp_path, "uniform", 900).exists()
