@@ -54,13 +54,19 @@ def missing_model(name: str, setting: str = "model.path", ask: Callable[[], str 
 
 
 def missing_data(
-    task: str, repo: str, configs: list[str | None], ask: Callable[[], str | None] | None = None
+    task: str, repo: str, configs: list[str | None], include: str | None, ask: Callable[[], str | None] | None = None
 ) -> str | None:
-    """Why the data of an official task cannot be had; None where `datasets` has them or the hub answers."""
+    """Why the data of an official task cannot be had; None where `datasets` has them or the hub answers.
+
+    Args:
+        include: a pattern of the files that are needed; None: all of them.
+        ask: `unreachable`, or one that remembers its answer.
+    """
     why = None if all(in_data_cache(repo, config) for config in configs) else (ask or unreachable)()
+    part = f" --include '{include}'" if include else ""
     return why and (
         f"the data of task '{task}' ({repo}) are not in the cache ({data_cache()}), and {why}; run "
-        f"`hf download --repo-type dataset {repo} --local-dir FOLDER/{task}` where there is a network, "
+        f"`hf download --repo-type dataset {repo}{part} --local-dir FOLDER/{task}` where there is a network, "
         "and set tasks.data_dir=FOLDER"
     )
 
