@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 from eval.official import in_words
 from eval.outcome import Result
 from eval.scores import average_percent
@@ -14,7 +16,8 @@ def render(result: Result) -> str:
     lines = [["task", "n", "score", "95 % interval", "unpruned", "ratio"]]
     for task, values in metrics["tasks"].items():
         low, high = score_interval(result.samples[result.samples["task"] == task], seed=result.plan.seed)
-        row = [task, str(values["n"]), f"{values['score']:.1f}", f"{low:.1f} to {high:.1f}"]
+        ends = f"{low:.1f} to {high:.1f}" if isfinite(low) else "-"  # of one image
+        row = [task, str(values["n"]), f"{values['score']:.1f}", ends]
         full = values["score"] if base is None else base.metrics["tasks"][task]["score"]
         ratio = f"{100 * values['score'] / full:.1f} %" if full else "-"
         lines.append([*row, f"{full:.1f}", ratio])
@@ -35,9 +38,12 @@ def facts(result: Result) -> list[str]:
     full = scores
     if result.baseline is not None:
         full = {task: values["score"] for task, values in result.baseline.metrics["tasks"].items()}
-    kappa = metrics["shift"].get("gaussian_kl")
+    kappa, average = metrics["shift"].get("gaussian_kl"), average_percent(scores, full)
+    nothing = ", ".join(task for task, score in full.items() if not score)
     out = [
-        f"Avg %          {average_percent(scores, full):.1f}   (mean ratio to the unpruned model)",
+        f"Avg %          {average:.1f}   (mean ratio to the unpruned model)"
+        if isfinite(average)
+        else f"Avg %          -   (no ratio: the unpruned model scores 0 on {nothing})",
         f"kappa          {'-' if kappa is None else f'{kappa:.4f}'}   (shift of the kept tokens, lower is better)",
         f"visual tokens  {metrics['visual_tokens'] if metrics['visual_tokens'] is not None else '-'}",
         f"seconds        {seconds(metrics['seconds'])}",
@@ -64,8 +70,8 @@ def facts(result: Result) -> list[str]:
 def seconds(stages: dict[str, float]) -> str:
     """Stages by time, the longest first; what took less than 0.05 s is left out."""
     shown = sorted((item for item in stages.items() if item[1] >= 0.05), key=lambda item: -item[1])
-    total = sum(stages.values())
-    return f"{total:.1f} = " + " + ".join(f"{value:.1f} {name}" for name, value in shown)
+    parts = " + ".join(f"{value:.1f} {name}" for name, value in shown)
+    return f"{sum(stages.values()):.1f}" + (f" = {parts}" if parts else "")
 
 
 def columns(rows: list[list[str]]) -> list[str]:
