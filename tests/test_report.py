@@ -77,7 +77,7 @@ def test_few_images_are_no_evidence(tmp_path, images, cell):
     row = next(line for line in text.splitlines() if line.startswith("| acgr_tatcs |"))
     assert all(re.fullmatch(cell, part.strip()) for part in row.split("|")[3:-1]), row
     assert "0 methods are significantly below it, 0 above" in text or images == 1
-    assert "within method" in text and (images > 1) == ("per sample" in text)
+    assert "within method" in text and (images > 1) == ("per sample (n" in text)
 
 
 def test_correlations_tell_the_metrics_that_know_from_the_one_that_does_not(report):
