@@ -38,23 +38,23 @@ def facts(result: Result) -> list[str]:
     full = scores
     if result.baseline is not None:
         full = {task: values["score"] for task, values in result.baseline.metrics["tasks"].items()}
-    kappa, average = metrics["shift"].get("gaussian_kl"), average_percent(scores, full)
-    nothing = ", ".join(task for task, score in full.items() if not score)
+    kappa = metrics["shift"].get("gaussian_kl")
+    average = f"{average_percent(scores, full):.1f}   (mean ratio to the unpruned model)"
+    if 0 in full.values():
+        average = "-   (mean ratio to the unpruned model, which scores 0 in a task)"
     out = [
-        f"Avg %          {average:.1f}   (mean ratio to the unpruned model)"
-        if isfinite(average)
-        else f"Avg %          -   (no ratio: the unpruned model scores 0 on {nothing})",
+        f"Avg %          {average}",
         f"kappa          {'-' if kappa is None else f'{kappa:.4f}'}   (shift of the kept tokens, lower is better)",
         f"visual tokens  {metrics['visual_tokens'] if metrics['visual_tokens'] is not None else '-'}",
         f"seconds        {seconds(metrics['seconds'])}",
     ]
-    if metrics.get("resumed"):
-        out.append(f"resumed        {metrics['resumed']:.0%} was answered before, the seconds are of the rest")
     if result.baseline is not None and result.baseline.fresh:
         out.append(f"  unpruned     {seconds(result.baseline.metrics['seconds'])}")
     if metrics["failed"]:
         reasons = result.samples["failed"].dropna().value_counts()
         out.append(f"failed         {metrics['failed']} questions, counted as wrong; most often: {reasons.index[0]}")
+    if metrics.get("resumed"):
+        out.append(f"resumed        {metrics['resumed']:.0%} was answered before, the seconds are of the rest")
     shown = {task: in_words(task, values["metrics"]) for task, values in metrics["tasks"].items()}
     out += [f"{task:<15}{words}" for task, words in shown.items() if words]
     before = "" if result.fresh else "   (finished before; force=true repeats it)"
