@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pruning.errors import InputError
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as Slurm sends before it kills; ends a run as Ctrl-C does."""
 
 
 def point(config: object, dry: list) -> float:
@@ -83,8 +91,25 @@ def complain(line: str) -> None:
     print(f"error: {line}", file=sys.stderr, flush=True)
 
 
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM raises `Terminated` inside the block; only a process's main thread can ask for that."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
 def main(words: list[str] | None = None) -> int:
-    """The exit status: 0 done, 1 some point of a sweep failed or was refused, 2 bad input, 130 interrupted."""
+    """Exit status: 0 done, 1 some point of a sweep failed or was refused, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     words = sys.argv[1:] if words is None else words
     if {"-h", "--help"} & set(words):
         from eval.help import text
@@ -100,7 +125,7 @@ def main(words: list[str] | None = None) -> int:
 
     begun.set(None)
     try:
-        with settled(words) as words:
+        with terminable(), settled(words) as words:
             lost = launch(words)
             sweep = begun.get()
             show_messages()
@@ -111,10 +136,11 @@ def main(words: list[str] | None = None) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         complain(messages.one_line(error))
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         sweep = begun.get()
-        complain("interrupted; the same command goes on where it was" + ("" if sweep is None else sweep.so_far()))
-        return 130
+        how, status = ("terminated", 143) if isinstance(stopped, Terminated) else ("interrupted", 130)
+        complain(f"{how}; the same command goes on where it was" + ("" if sweep is None else sweep.so_far()))
+        return status
 
 
 def launch(words: list[str]) -> bool:
@@ -135,6 +161,7 @@ def launch(words: list[str]) -> bool:
     ConfigStore.instance().store("schema", Config)
     GlobalHydra.instance().clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, and leave as one line
+    words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # Hydra takes no flag between options
     before, sys.argv = sys.argv, ["run.py", *words]
     kept: list[Exception] = []
     dry: list[object] = []
@@ -148,8 +175,10 @@ def launch(words: list[str]) -> bool:
 
     try:
         hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="config")(job)()
-    except (HydraException, OmegaConfBaseException):
+    except (HydraException, OmegaConfBaseException, InputError):
         raise
+    except ValueError as error:  # Hydra's, of words that it cannot compose: `method=3`
+        raise InputError(f"{messages.brief(error)}; `python run.py --help` lists the choices") from error
     except Exception as error:
         if begun.get() is None:
             raise

@@ -32,8 +32,9 @@ class Sweep:
         return sum(not file.parent.name.startswith(".") for file in found)
 
     def so_far(self) -> str:
-        """The words behind "interrupted"."""
-        return f"; {self.finished()} points are finished, `python -m eval.report {self.folder}` shows them"
+        """The words behind "interrupted" or "terminated"."""
+        count = self.finished()
+        return f"; {count} points are finished, `python -m eval.report {self.folder}` shows them" if count else ""
 
     def conclude(self, lost: bool = False) -> int:
         """Writes and logs the report over all points in the folder.

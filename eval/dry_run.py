@@ -73,12 +73,12 @@ def facts(plans: list[Plan], states: dict) -> list[str]:
     plan, shape = plans[0], plans[0].shape
     out = [f"model      {plan.path}"]
     if shape is not None:
-        out[0] += f": {shape.parameters / 1e9:.2f}e9 parameters, {shape.visual_tokens} visual tokens"
+        out[0] += f": {rounded(shape.parameters)} parameters, {shape.visual_tokens} visual tokens"
         out.append(
             f"memory     about {needs.gigabytes(plan):.0f} GB with {plan.batch_size or needs.BATCH} images a batch, "
             f"{plan.cache_mb} MB of them for tower states (estimated from the configuration)"
         )
-    sizes = {task: official.COUNTS.get(task) for task in plan.tasks}
+    sizes = {task: official.size(task, plan.data_dir) for task in plan.tasks}
     named = [f"{t} ({n[0]:,} questions on {n[1]:,} images)" if n else t for t, n in sizes.items()]
     out.append(f"data       {', '.join(named)}" + (f" in {plan.data_dir}" if plan.data_dir else ""))
     waiting = [p for p in plans if states[p.folder] == "to run"]
@@ -89,3 +89,8 @@ def facts(plans: list[Plan], states: dict) -> list[str]:
             f"(estimated from FLOPs at {needs.REACHED:.0%} of its peak)"
         )
     return out
+
+
+def rounded(count: int) -> str:
+    """7.06e9 or 4.8e6."""
+    return f"{count / 1e9:.2f}e9" if count >= 1e8 else f"{count / 1e6:.1f}e6"

@@ -54,8 +54,8 @@ What is written, in OUT/MODEL/SPLIT/METHOD/BUDGET/
 A finished point is not run again (force=true repeats it); a killed run goes on where it was.
 
 Exit status: 0 done; 1 some point of a sweep failed or was refused, the others are reported; 2 bad input, nothing ran;
-130 interrupted. A budget that its method cannot reach on the model is bad input in a single run; in a sweep it counts
-as done and is listed in the report as out of reach.
+130 interrupted, 143 terminated. A budget that its method cannot reach on the model is bad input in a single run; in a
+sweep it counts as done and is listed in the report as out of reach.
 """
 
 

@@ -32,6 +32,11 @@ class Journal:
         places = [row["logits"] for rows in self.batches.values() for row in rows if "logits" in row]
         self.logits = LogitsFile(path.with_suffix(".logits"), max((sum(place) for place in places), default=0))
 
+    @property
+    def answers(self) -> int:
+        """How many answers wait in it to be taken over."""
+        return sum(map(len, self.batches.values()))
+
     def _read(self, fingerprint: str) -> int:
         """Loads the batches; returns how many bytes are whole."""
         if not self.path.is_file():

@@ -14,6 +14,7 @@ lmms-eval has them (TextVQA without OCR tokens).
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +25,7 @@ import yaml
 from eval import official
 from eval.settings import ROOT
 from models.guard import guard_torchvision
+from pruning.errors import InputError
 
 
 def manifest() -> Any:
@@ -50,23 +52,23 @@ def write_tasks(folder: Path, names: list[str], data_dir: str | None) -> None:
 
 def main(words: list[str] | None = None) -> None:
     """lmms-eval's main, with our model registered."""
-    words = sys.argv[1:] if words is None else list(words)
+    parser = argparse.ArgumentParser(prog="python -m eval.lmms_cli", add_help=False, allow_abbrev=False)
+    parser.add_argument("--data_dir", type=lambda folder: str(Path(folder).expanduser().resolve()))
+    own, words = parser.parse_known_args(words)
     ours = manifest()
     from lmms_eval.cli.dispatch import main as lmms_main
     from lmms_eval.models import MODEL_REGISTRY_V2
 
     MODEL_REGISTRY_V2.register_manifest(ours, overwrite=True)
-    data_dir = None
-    if "--data_dir" in words:
-        at = words.index("--data_dir")
-        data_dir = str(Path(words[at + 1]).expanduser().resolve())
-        del words[at : at + 2]
     before = sys.argv
     with tempfile.TemporaryDirectory() as folder:
         at = words.index("--tasks") + 1 if "--tasks" in words else len(words)
         names = words[at].split(",") if at < len(words) else []
         if names and all(official.source(name) for name in names):
-            write_tasks(Path(folder), names, data_dir)
+            try:
+                write_tasks(Path(folder), names, own.data_dir)
+            except InputError as error:
+                parser.error(str(error))
             words[at] = folder
         sys.argv = ["lmms_eval", *words]
         try:

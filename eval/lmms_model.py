@@ -19,10 +19,10 @@ import torch  # noqa: E402
 from lmms_eval.api.instance import GenerationResult, Instance  # noqa: E402
 from lmms_eval.api.model import lmms  # noqa: E402
 from PIL import Image, UnidentifiedImageError  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
 from eval.journal import Journal  # noqa: E402
 from eval.official import image_columns, image_name  # noqa: E402
+from eval.progress import progress  # noqa: E402
 from eval.settings import embedded_names  # noqa: E402
 from eval.task_set import decode  # noqa: E402
 from models.images import Prepared  # noqa: E402
@@ -53,7 +53,7 @@ class PrunedLlava(lmms):
         baseline: first answer-token logits of the unpruned model by request, for `output_kl`.
         keep_logits: keep the first logits beside the journal (the unpruned run, so that others can compare).
         pictured: how many images, from the first on, keep the trace of what the method did.
-        screen: where the progress bar goes.
+        screen: where the progress is shown.
         new_tokens: most tokens of an answer; None: what each task says.
         data: tells images of equal names in other data apart.
         shifts: measure the shift metrics.
@@ -111,7 +111,7 @@ class PrunedLlava(lmms):
     def _run(self, requests: list[Instance], work: Callable[[list[Group], list[Any]], list[Row]]) -> None:
         groups = self._groups(requests)
         self.pictured_requests += [g.requests for g in groups[: self.pictured]]
-        with tqdm(total=len(requests), desc=self.name, unit="question", file=self.screen, leave=False) as bar:
+        with progress(len(requests), self.name, self.screen) as bar:
             for batch, name, images in self._read_ahead(self._batches(groups)):
                 asked = [r for group in batch for r in group.requests]
                 if images is not None:

@@ -13,6 +13,8 @@ from eval.sweep import Missing, Sweep
 from eval.tables import AVERAGE, KAPPA, OUTPUT, PEER, REFERENCE, SCOPES
 
 LEVEL = 0.05
+FEW = 30  # images; below that many, percentiles of a bootstrap are no intervals
+TIE = 1e-9  # points of accuracy
 CAPTIONS = {
     "ranking": "Accuracy by method and budget.",
     "accuracy_budget": "Accuracy against budget.",
@@ -49,8 +51,10 @@ def section(sweep: Sweep, parts: dict[str, pd.DataFrame], pictures: Iterable[Pat
     """One model and split."""
     summary = parts["summary"]
     out = [f"## {sweep.model}, {sweep.split}",
-           f"{len(sweep.points)} points, {len(sweep.questions):,} questions on {len(sweep.sums):,} images, "
-           f"tasks: {', '.join(sweep.tasks)}."]  # fmt: skip
+           f"{counted(len(sweep.points), 'point')}, {counted(len(sweep.questions), 'question')} on "
+           f"{counted(len(sweep.sums), 'image')}, tasks: {', '.join(sweep.tasks)}."]  # fmt: skip
+    if len(sweep.sums) < FEW:
+        out.append(f"With fewer than {FEW} images, intervals and tests say little; of one image there are none.")
     out += in_short(parts)
     out += averages(summary, parts["tests"], sweep.vanilla is not None)
     out += paired(parts["tests"])
@@ -66,6 +70,11 @@ def section(sweep: Sweep, parts: dict[str, pd.DataFrame], pictures: Iterable[Pat
     return "\n\n".join(out)
 
 
+def counted(count: int, what: str) -> str:
+    """3 images, 1 image."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
 def averages(summary: pd.DataFrame, tests: pd.DataFrame, relative: bool) -> list[str]:
     """Avg % of every method at every budget, with the verdict against the reference method."""
     rows = summary[summary["task"] == AVERAGE]
@@ -74,7 +83,10 @@ def averages(summary: pd.DataFrame, tests: pd.DataFrame, relative: bool) -> list
         "Avg % (mean over tasks of score / unpruned score)" if relative else "Mean task score (%), no unpruned model"
     )
     out = [f"### {name}", methods_by_budgets(rows, value, marks(tests))]
-    if len(tests):
+    if not np.isfinite(rows[value[0]]).any():
+        none = summary[(summary["method"] == "vanilla") & (summary["score"] == 0)]["task"]
+        return [out[0], f"No ratio can be formed: the unpruned model scores 0 on {', '.join(none)}."]
+    if marks(tests):
         reference = tests["reference"].iloc[0]
         out.append(
             f"Against {reference} at the same budget, paired over images, Holm-corrected over this table at {LEVEL}: "
@@ -88,7 +100,8 @@ def marks(tests: pd.DataFrame) -> dict[tuple[str, int], str]:
     if not len(tests):
         return {}
     rows = tests[tests["task"] == AVERAGE]
-    signs = np.where(~(rows["p_holm"] < LEVEL), "=", np.where(rows["difference"] > 0, "-", "+"))
+    rows = rows[rows["p_holm"].notna()]
+    signs = np.where(rows["p_holm"] >= LEVEL, "=", np.where(rows["difference"] > 0, "-", "+"))
     return {(m, int(b)): s for m, b, s in zip(rows["method"], rows["budget"], signs)}
 
 
@@ -122,18 +135,18 @@ def in_short(parts: dict[str, pd.DataFrame]) -> list[str]:
         return []
     budget = int(held.min())
     least = pruned[pruned["budget"] == budget].sort_values("accuracy", ascending=False, kind="stable")
-    best = least.iloc[0]
-    out = [f"At {budget} tokens `{best['method']}` is first of {len(least)} methods: "
-           f"{spread(best['accuracy'], best['low'], best['high'])} %."]  # fmt: skip
-    names = list(least["method"])
-    if REFERENCE in names:
-        mine, count = least.iloc[names.index(REFERENCE)], [sum(s == x for (_, b), s in signs.items() if b == budget)
-                                                           for x in "-=+"]  # fmt: skip
-        out.append(
-            f"`{REFERENCE}` is number {names.index(REFERENCE) + 1} with "
-            f"{spread(mine['accuracy'], mine['low'], mine['high'])} %: {count[0]} methods are significantly "
-            f"below it, {count[2]} above, {count[1]} not to be told apart."
-        )
+    top = least["accuracy"].max() - TIE
+    first = [f"`{name}`" for name in least.loc[least["accuracy"] >= top, "method"]]
+    who = " and ".join(first) if len(first) < 4 else f"{len(first)} methods"
+    out = [f"At {budget} tokens {who} {'is' if len(first) == 1 else 'are'} first of {len(least)} methods: "
+           f"{spread(*least.iloc[0][['accuracy', 'low', 'high']])} %."]  # fmt: skip
+    for mine in least[least["method"] == REFERENCE].to_dict("records"):
+        place = 1 + int((least["accuracy"] > mine["accuracy"] + TIE).sum())
+        said = f" is number {place} with {spread(mine['accuracy'], mine['low'], mine['high'])} %" if place > 1 else ""
+        count = [sum(s == x for (_, b), s in signs.items() if b == budget) for x in "-=+"]
+        if sum(count):
+            out.append(f"`{REFERENCE}`{said}: {count[0]} methods are significantly below it, {count[2]} above, "
+                       f"{count[1]} not to be told apart.")  # fmt: skip
     return ["### In short", "\n".join(f"- {line}" for line in out + predictors(found))]
 
 
@@ -162,6 +175,8 @@ def paired(tests: pd.DataFrame) -> list[str]:
     budget = tests["budget"].min()
     rows = tests[tests["budget"] == budget]
     mean, single = rows[rows["task"] == AVERAGE], rows[rows["mcnemar_p_holm"].notna()]
+    if not np.isfinite(mean["difference"]).any():
+        return []
     tasks = [task for task in sorted(single["task"].unique()) if "pope" in task or "mme" in task]
     p = {(r["method"], r["task"]): r["mcnemar_p_holm"] for r in single.to_dict("records")}
     body = [
@@ -236,20 +251,21 @@ def hard(summary: pd.DataFrame) -> list[str]:
 
 
 def correlations(table: pd.DataFrame) -> list[str]:
-    """Spearman of each metric at each scope, the strongest across points first; all kinds are in the CSV."""
+    """Spearman of each metric at each scope that has any, the strongest first; all kinds are in the CSV."""
     rows = table[table["kind"] == "spearman"] if len(table) else table
-    if not len(rows):
+    known = [s for s in SCOPES if len(rows) and rows.loc[rows["scope"] == s, "value"].notna().any()]
+    if not known:
         return []
     cells = {(r["metric"], r["scope"]): r for r in rows.to_dict("records")}
-    order = sorted(rows["metric"].unique(), key=lambda m: strength(cells[m, SCOPES[0]]["value"]))
+    order = sorted(rows["metric"].unique(), key=lambda m: strength(cells[m, known[0]]["value"]))
     body = [
-        [m, *(spread(*(cells[m, s][k] for k in ("value", "low", "high")), digits=2) for s in SCOPES)] for m in order
+        [m, *(spread(*(cells[m, s][k] for k in ("value", "low", "high")), digits=2) for s in known)] for m in order
     ]
-    n = [f"{s} (n = {int(rows.loc[rows['scope'] == s, 'n'].max()):,})" for s in SCOPES]
+    n = [f"{s} (n = {int(rows.loc[rows['scope'] == s, 'n'].max()):,})" for s in known]
     return ["### Shift against accuracy (Spearman)",
-            "Below zero: less shift goes with more accuracy. Intervals draw methods in the first two columns, "
-            "images in the others. *Minus null*: after subtracting what a random subset of the same size has on the "
-            "same question. Pearson and Kendall: shift_correlation.csv.",
+            "Below zero: less shift goes with more accuracy. Intervals draw methods across points and within a "
+            "method, images per sample. *Minus null*: after subtracting what a random subset of the same size has on "
+            "the same question. Pearson and Kendall: shift_correlation.csv.",
             grid(["metric", *n], body)]  # fmt: skip
 
 

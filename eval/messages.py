@@ -55,6 +55,8 @@ def one_line(error: BaseException) -> str:
     if value and place:
         kind = {"Integer": "an integer", "Float": "a number", "bool": "true or false"}.get(value[2], value[2])
         return f"{place[1]} must be {kind}, got {value[1]!r}"
+    if place and "is not a ListConfig" in text:
+        return f"{place[1]} must be a list: {place[1]}=[one,two]"
     first = " ".join(line.strip() for line in str(chain[-1] or error).strip().splitlines() if line.strip())
     return re.sub(r"\s*See https?://\S+.*", "", first) or type(error).__name__
 

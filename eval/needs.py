@@ -63,10 +63,11 @@ def missing_data(task: str, data_dir: str | None, ask: Callable[[], str | None])
     from models import hub
 
     source = official.source(task)
-    if source is None and data_dir is None:
-        return None
     if data_dir is None:
-        return hub.missing_data(task, source.repo, source.configs, ask)  # type: ignore[union-attr]
+        if source is None:
+            return None
+        include = source.include if task in official.COUNTS else None  # of other tasks we do not know the files
+        return hub.missing_data(task, source.repo, source.configs, include, ask)
     try:
         official.spec(task, data_dir, None)
     except InputError as error:
@@ -83,9 +84,9 @@ def gigabytes(plan: Plan) -> float | None:
 
 def hours(plan: Plan, task: str) -> float | None:
     """GPU hours of one task of a point, the tower's pass included; None for tasks of unknown size."""
-    if plan.shape is None or task not in official.COUNTS:
+    found = official.size(task, plan.data_dir)
+    if plan.shape is None or found is None:
         return None
-    questions, images = official.COUNTS[task]
-    questions, images = (min(n, plan.limit or n) for n in (questions, images))
+    questions, images = (min(n, plan.limit or n) for n in found)
     work = images * plan.shape.tower_flops() + questions * plan.shape.answer_flops(plan.budget)
     return (work / (PEAK * REACHED) + REST * questions) / 3600

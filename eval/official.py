@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 GQA_IMAGES = "testdev_balanced_images"
 NAMED = re.compile(r"^(task|group): *[\"']?([\w.-]+)", re.M)
-COUNTS = {  # (questions, images) of the paper's five, for estimates only
+COUNTS = {  # (questions, images) of the paper's five as published, for estimates only
     "gqa": (12578, 398),
     "mme": (2374, 1187),
     "pope": (9000, 500),
@@ -48,9 +48,33 @@ class Source:
     folder: Path  # of the YAML
 
     @property
+    def include(self) -> str:
+        """A pattern of all the files that are read, for `hf download --include`."""
+        folder = "testdev_balanced_*" if GQA_IMAGES in self.configs else self.config or "data"
+        return f"{folder}/{self.split}*"
+
+    @property
     def configs(self) -> list[str | None]:
         """Everything that is read from the hub's data set."""
         return [self.config, GQA_IMAGES] if self.config == "testdev_balanced_instructions" else [self.config]
+
+
+@functools.lru_cache(maxsize=32)
+def size(task: str, data_dir: str | None) -> tuple[int, int] | None:
+    """Questions and images of a task: of the files below `data_dir`, else as published; None where unknown."""
+    found = source(task)
+    if found is None or data_dir is None:
+        return COUNTS.get(task)
+    import pyarrow.parquet as pq
+
+    try:
+        tables = [pq.ParquetFile(file) for file in files(task, data_dir, found.config, found.split)]
+    except InputError:  # not there yet
+        return COUNTS.get(task)
+    columns = list(image_columns(task, tables[0].schema_arrow.names))
+    questions = sum(table.metadata.num_rows for table in tables)
+    images = {tuple(row.values()) for table in tables for row in table.read(columns).to_pylist()} if columns else ()
+    return questions, len(images) or questions
 
 
 class _Loader(yaml.SafeLoader):

@@ -130,7 +130,7 @@ def summarise(plan: Plan, found: dict[str, Any], samples: pd.DataFrame) -> dict[
         tasks[str(task)] = {
             "n": len(rows),
             "score": task_score(rows),
-            "stderr": float(np.nanstd(drawn)),
+            "stderr": none_if_nan(np.std(drawn)),
             "measure": measure(str(task)),
             "metrics": numbers | extra_metrics(str(task), rows, numbers),
         }

@@ -18,6 +18,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from eval.correlation import between_points, within_units
+from eval.markdown import counted
 from eval.panels import budget_marks, is_crowded, name_marks, ranking, small_multiples, without_full
 from eval.sweep import VANILLA, Sweep
 from eval.tables import KAPPA, REFERENCE
@@ -93,9 +94,8 @@ def y_name(sweep: Sweep) -> str:
 
 def note(sweep: Sweep) -> str:
     """What the numbers rest on."""
-    images, questions = len(sweep.sums), len(sweep.questions)
-    tasks = "task" if len(sweep.tasks) == 1 else "tasks"
-    return f"{sweep.model}, {sweep.split}: n = {questions:,} questions, {images:,} images, {len(sweep.tasks)} {tasks}"
+    sizes = {"question": len(sweep.questions), "image": len(sweep.sums), "task": len(sweep.tasks)}
+    return f"{sweep.model}, {sweep.split}: n = {', '.join(counted(n, what) for what, n in sizes.items())}"
 
 
 def canvas(title: str, size: tuple[float, float] = (9.2, 6.2)) -> tuple[Figure, Axes]:

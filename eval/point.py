@@ -23,6 +23,7 @@ from eval.needs import make_pruner
 from eval.outcome import Result, fill, header, lookup, summarise, tabulate, taken_over
 from eval.records import METRICS, SAMPLES, Record, damage, disk_errors
 from eval.settings import Plan, embedded_names, portable, short_hash
+from models.load import settled
 from models.shape import check_budget, parse
 from pruning.errors import InputError
 
@@ -66,9 +67,10 @@ def ensure(plan: Plan, baseline: Result | None) -> Result:
     record = Record(plan)
     with record.lock(log.info):
         if not plan.force and record.finished():
-            log.info("%s is finished; force=true repeats it", plan.folder)
             record.forget_journal()  # of a process that was killed right after its last step
-            return Result(plan, plan.folder, *read(plan.folder), baseline, fresh=False)
+            metrics, samples = read(plan.folder)
+            check_precision(record, metrics)
+            return Result(plan, plan.folder, metrics, samples, baseline, fresh=False)
         if baseline is not None and prunes_nothing(plan, baseline):
             metrics, samples = taken_over(plan, baseline)
             record.write(metrics, lambda folder: samples.to_parquet(folder / SAMPLES, index=False))
@@ -87,6 +89,22 @@ def prunes_nothing(plan: Plan, baseline: Result) -> bool:
     pruner = make_pruner(plan)
     elsewhere = pruner.inside_language_model or pruner.resizes_image
     return plan.budget == baseline.plan.budget and not elsewhere
+
+
+def check_precision(record: Record, metrics: dict[str, Any]) -> None:
+    """Raises InputError where dtype=auto is not here what it was on the machine that made the record.
+
+    Not part of the identity: a dry run, or the machine that hands out the jobs, may have no GPU of its own.
+    """
+    if record.plan.dtype != "auto":
+        return
+    here, _ = settled("auto", record.plan.device)
+    was = metrics.get("protocol", {}).get("dtype", here)
+    if was != here:
+        raise InputError(
+            f"'{record.folder}' was computed in {was}, and dtype=auto is {here} here; "
+            f"choose another out= or repeat it with {record.again}"
+        )
 
 
 def read(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -164,7 +182,8 @@ def evaluate(plan: Plan, record: Record, baseline: Result | None) -> tuple[dict[
     from eval.lmms_model import PrunedLlava
 
     quiet()
-    journal = open_journal(plan, record)
+    journal = open_journal(plan, record, precision(llava))
+    held = journal.answers
     tasks = load_tasks(plan)
     llava.seconds.clear()
     llava.cache.turn()
@@ -194,12 +213,18 @@ def evaluate(plan: Plan, record: Record, baseline: Result | None) -> tuple[dict[
     seconds["lmms-eval and rest"] = max(0.0, asked - ready - known)
     metrics = summarise(plan, found, samples) | {
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "resumed": (held - journal.answers) / max(1, len(lm.rows)),  # share of the answers that cost no seconds here
         "protocol": protocol(plan, lm),
         "peak_memory_mb": round(facts.peak_memory_mb(), 1),
     }
     record.write(metrics, lambda folder: fill(folder, plan, lm, samples, places, baseline))
     record.forget_journal()
     return metrics, samples
+
+
+def precision(llava: Any) -> str:
+    """The model's dtype in a word."""
+    return str(llava.embed.weight.dtype).removeprefix("torch.")
 
 
 def protocol(plan: Plan, lm: Any) -> dict[str, Any]:
@@ -211,7 +236,7 @@ def protocol(plan: Plan, lm: Any) -> dict[str, Any]:
     switches = {name: value for name, value in plan.options.items() if name != "clip_text"}
     return {
         "decoding": "greedy",
-        "dtype": str(lm.llava.embed.weight.dtype).removeprefix("torch."),
+        "dtype": precision(lm.llava),
         "max_new_tokens": lm.lengths,
         **switches,
         **ocr(plan),
@@ -225,9 +250,9 @@ def ocr(plan: Plan) -> dict[str, bool]:
     return {"ocr": bool(plan.protocol.get("ocr"))} if asked else {}
 
 
-def open_journal(plan: Plan, record: Record) -> Journal:
+def open_journal(plan: Plan, record: Record, dtype: str) -> Journal:
     """The point's journal; says so where it goes on with an old one."""
-    identity = {**plan.identity, "batch_size": plan.batch_size, "pictures": plan.pictures}
+    identity = {**plan.identity, "dtype": dtype, "batch_size": plan.batch_size, "pictures": plan.pictures}
     with disk_errors(record.folder):
         if plan.force:
             record.forget_journal()

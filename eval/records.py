@@ -34,6 +34,11 @@ class Record:
         self.fresh, self.old = (self.folder.parent / f".{self.folder.name}.{name}" for name in ("new", "old"))
         self.journal = self.partial / "journal.jsonl"
 
+    @property
+    def again(self) -> str:
+        """The options that run the point again; with a pruning method `force` leaves the unpruned model alone."""
+        return "method=vanilla force=true" if self.plan.method == "vanilla" else "force=true"
+
     def read(self) -> dict[str, Any] | None:
         """metrics.json, or None where there is no record.
 
@@ -63,7 +68,7 @@ class Record:
         if different:
             raise InputError(
                 f"'{self.folder}' holds a run of another config ({'; '.join(different)}); "
-                "choose another out= or repeat it with force=true"
+                f"choose another out= or repeat it with {self.again}"
             )
         return True
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import hashlib
 import json
-import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,19 +13,13 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from eval import digests
 from models.shape import Shape, read_shape
+from pruning import registry
 from pruning.errors import InputError, one_of
-from pruning.registry import CONFIGS as METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ROOT / "eval" / "tasks"
-KINDS: dict[type, tuple[str, Any]] = {  # of a hyper-parameter's default: in words, and the types that fit
-    bool: ("true or false", bool),
-    int: ("an integer", int),
-    float: ("a number", int | float),
-    list: ("a list", list | tuple),
-    str: ("a word", str),
-}
 DTYPES, DEVICES = ("auto", "float32", "bfloat16", "float16"), ("auto", "cpu", "cuda")
 
 
@@ -111,7 +104,7 @@ class Plan:
     @property
     def overrides(self) -> dict[str, Any]:
         """Hyper-parameters that differ from the method's YAML."""
-        defaults = method_defaults(self.method)
+        defaults = registry.defaults(self.method)
         return {name: value for name, value in self.parameters.items() if defaults.get(name) != value}
 
     @property
@@ -127,7 +120,7 @@ class Plan:
     @property
     def own_data(self) -> str | bool:
         """False for the data of the repository or the hub, else what tells the folder's content apart."""
-        return False if self.data_dir is None else digest(self.data_dir)
+        return False if self.data_dir is None else digests.of_data(self.data_dir)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -135,9 +128,9 @@ class Plan:
         return {
             "model": {
                 "name": self.model,
-                "path": portable(self.path),
+                "path": named(self.path),
                 "prompt": self.prompt,
-                **{name: portable(value) for name, value in self.options.items()},
+                **{name: named(value) if name == "clip_text" else value for name, value in self.options.items()},
             },
             "method": {"name": self.method, **self.parameters},
             "budget": self.budget,
@@ -160,12 +153,9 @@ def portable(value: Any) -> Any:
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
 
 
-def method_defaults(name: str) -> dict[str, Any]:
-    """Hyper-parameters and defaults of a method's YAML, without target and budget."""
-    config = OmegaConf.load(METHODS / f"{name}.yaml")
-    config["budget"] = 1
-    values = OmegaConf.to_container(config, resolve=True)
-    return {key: value for key, value in values.items() if key not in ("_target_", "budget")}
+def named(path: str) -> str:
+    """A model in a record: `portable`, and for a folder what tells its content apart; a hub name as it is."""
+    return f"{portable(path)}@{digests.of_model(path)}" if Path(path).is_dir() else portable(path)
 
 
 def own_budget(method: str, asked: int, full: int | None) -> int:
@@ -173,7 +163,7 @@ def own_budget(method: str, asked: int, full: int | None) -> int:
 
     A control that ignores the budget is thus one point of a sweep, not many.
     """
-    written = OmegaConf.to_container(OmegaConf.load(METHODS / f"{method}.yaml"), resolve=False).get("budget", asked)
+    written = OmegaConf.to_container(registry.read(method), resolve=False).get("budget", asked)
     if written is None and full is not None:
         return full
     return written if isinstance(written, int) else asked
@@ -205,8 +195,14 @@ def check(config: DictConfig, method: str) -> Plan:
     check_prompt(c.model.prompt)
     if c.pictures < 0:
         raise InputError(f"pictures must be 0 or more, got {c.pictures}")
-    if c.batch_size != "auto" and (not isinstance(c.batch_size, int) or c.batch_size < 1):
+    whole = isinstance(c.batch_size, int) and not isinstance(c.batch_size, bool)
+    if c.batch_size != "auto" and not (whole and c.batch_size > 0):
         raise InputError(f"batch_size must be auto or at least 1 image, got {c.batch_size}")
+    if c.model.cache_mb < 0:
+        raise InputError(f"model.cache_mb must be 0 or more, got {c.model.cache_mb}")
+    for option, name in {"model.name": c.model.name, "tasks.split": c.tasks.split}.items():
+        if not name or name[0] in "._" or "/" in name:  # the report passes over hidden folders
+            raise InputError(f"{option} must be a folder's name: no '/', no '.' or '_' in front, got '{name}'")
     one_of("dtype", c.dtype, DTYPES)
     one_of("device", c.device, DEVICES)
     path = found(c.model.path)
@@ -217,7 +213,8 @@ def check(config: DictConfig, method: str) -> Plan:
     if c.budget < 1 or (full is not None and c.budget > full):
         top = full or "the model's number of visual tokens"
         raise InputError(f"budget must be between 1 and {top}, got {c.budget}")
-    parameters = check_parameters(method, OmegaConf.to_container(config.method, resolve=True))
+    given: dict[str, Any] = OmegaConf.to_container(config.method, resolve=True)  # type: ignore[assignment]
+    parameters = registry.checked(method, {key: given[key] for key in given if key not in ("_target_", "budget")})
     check_tasks(c.tasks, c.limit)
     return Plan(
         model=c.model.name,
@@ -246,9 +243,9 @@ def check(config: DictConfig, method: str) -> Plan:
 
 
 def found(path: str) -> str:
-    """A folder of the repository or of the machine as an absolute or given path; a hub name as it is."""
+    """The absolute path of a folder in the repository, or else on the machine; a hub name as it is."""
     here = Path(path).expanduser()
-    return str(ROOT / here) if (ROOT / here).exists() else str(here) if here.exists() else path
+    return next((os.path.abspath(place) for place in (ROOT / here, here) if place.exists()), path)
 
 
 def model_options(model: ModelConfig, shape: Shape | None) -> dict[str, Any]:
@@ -275,34 +272,6 @@ def model_options(model: ModelConfig, shape: Shape | None) -> dict[str, Any]:
         if wrong:
             raise InputError(f"model.{wrong[0]} is a choice for LLaVA-NeXT; this model cuts no crops; use null")
     return {name: value for name, value in values.items() if value is not None}
-
-
-@functools.lru_cache(maxsize=8)
-def digest(data_dir: str) -> str:
-    """What tells data folders apart: names, sizes and last bytes (parquet's own index) of their parquet files."""
-    found = hashlib.blake2b(digest_size=8)
-    for path in sorted(Path(data_dir).rglob("*.parquet")):
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - 2**16))
-            found.update(f"{path.relative_to(data_dir).as_posix()} {size} ".encode() + file.read())
-    return found.hexdigest()
-
-
-def check_parameters(method: str, given: Any) -> dict[str, Any]:
-    """A method's hyper-parameters, each of the kind that its YAML has.
-
-    Raises:
-        InputError: a value of another kind, or a number that is not finite.
-    """
-    values = {key: value for key, value in given.items() if key not in ("_target_", "budget")}
-    for name, default in method_defaults(method).items():
-        value = values.get(name)
-        words, types = KINDS.get(type(default), ("anything", object))
-        fits = isinstance(value, types) and not (isinstance(value, bool) and type(default) in (int, float))
-        if not fits or (isinstance(value, float) and not math.isfinite(value)):
-            raise InputError(f"method.{name} must be {words} (default {default}), got {value!r}")
-    return values
 
 
 def check_tasks(tasks: TasksConfig, limit: int | None) -> None:

@@ -78,7 +78,10 @@ def paired_difference(
 
 
 def resample(sums: np.ndarray, draws: int = DRAWS, seed: int = SEED) -> np.ndarray:
-    """Totals of tallies (I, P, T, 4) over images drawn with replacement -> (draws, P, T, 4)."""
+    """Totals of tallies (I, P, T, 4) over images drawn with replacement -> (draws, P, T, 4).
+
+    NaN for tasks of one image: all draws would be the same, and that is not certainty.
+    """
     from scipy.sparse.csgraph import connected_components  # here and below: slow imports, not for every command
 
     asked = sums[..., COUNT].any(1)  # (I, T)
@@ -88,6 +91,9 @@ def resample(sums: np.ndarray, draws: int = DRAWS, seed: int = SEED) -> np.ndarr
     for f in range(count):
         part = sums[asked[:, family == f].any(1)][:, :, family == f]  # (i, P, t, 4)
         flat = part.reshape(len(part), -1)
+        if len(part) == 1:
+            out[:, :, family == f] = np.nan
+            continue
         rows = np.concatenate([weights @ flat for weights in image_weights(len(part), draws, (seed, f))])
         out[:, :, family == f] = rows.reshape(draws, *part.shape[1:])
     return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 from eval.official import in_words
 from eval.outcome import Result
 from eval.scores import average_percent
@@ -14,7 +16,8 @@ def render(result: Result) -> str:
     lines = [["task", "n", "score", "95 % interval", "unpruned", "ratio"]]
     for task, values in metrics["tasks"].items():
         low, high = score_interval(result.samples[result.samples["task"] == task], seed=result.plan.seed)
-        row = [task, str(values["n"]), f"{values['score']:.1f}", f"{low:.1f} to {high:.1f}"]
+        ends = f"{low:.1f} to {high:.1f}" if isfinite(low) else "-"  # of one image
+        row = [task, str(values["n"]), f"{values['score']:.1f}", ends]
         full = values["score"] if base is None else base.metrics["tasks"][task]["score"]
         ratio = f"{100 * values['score'] / full:.1f} %" if full else "-"
         lines.append([*row, f"{full:.1f}", ratio])
@@ -52,9 +55,12 @@ def facts(result: Result) -> list[str]:
     if metrics["failed"]:
         reasons = result.samples["failed"].dropna().value_counts()
         out.append(f"failed         {metrics['failed']} questions, counted as wrong; most often: {reasons.index[0]}")
+    if metrics.get("resumed"):
+        out.append(f"resumed        {metrics['resumed']:.0%} was answered before, the seconds are of the rest")
     shown = {task: in_words(task, values["metrics"]) for task, values in metrics["tasks"].items()}
     out += [f"{task:<15}{words}" for task, words in shown.items() if words]
-    out.append(f"record         {result.folder}")
+    before = "" if result.fresh else "   (finished before; force=true repeats it)"
+    out.append(f"record         {result.folder}{before}")
     pictures = result.folder / "pictures"
     if pictures.is_dir() and any(pictures.iterdir()):
         out.append(f"pictures       {pictures}")
@@ -66,8 +72,8 @@ def facts(result: Result) -> list[str]:
 def seconds(stages: dict[str, float]) -> str:
     """Stages by time, the longest first; what took less than 0.05 s is left out."""
     shown = sorted((item for item in stages.items() if item[1] >= 0.05), key=lambda item: -item[1])
-    total = sum(stages.values())
-    return f"{total:.1f} = " + " + ".join(f"{value:.1f} {name}" for name, value in shown)
+    parts = " + ".join(f"{value:.1f} {name}" for name, value in shown)
+    return f"{sum(stages.values()):.1f}" + (f" = {parts}" if parts else "")
 
 
 def columns(rows: list[list[str]]) -> list[str]:

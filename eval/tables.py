@@ -187,11 +187,15 @@ def less_null(values: np.ndarray, chosen: list[int], null: dict[int, list[int]])
 
 
 def timings(sweep: Sweep) -> pd.DataFrame:
-    """Milliseconds a question by stage, peak memory and visual tokens of each point: what differs from run to run."""
+    """Milliseconds a question by stage, peak memory and visual tokens of each point: what differs from run to run.
+
+    A resumed point's seconds are those of its last process, so they are shared among the questions that it answered.
+    """
     rows = []
     for p, point in enumerate(sweep.points):
         n = max(int(sweep.asked[p].sum()), 1)
-        stages = {f"{stage}_ms": 1000 * s / n for stage, s in (point.facts.get("seconds") or {}).items()}
+        answered = n * (1 - point.facts.get("resumed", 0)) or np.nan
+        stages = {f"{stage}_ms": 1000 * s / answered for stage, s in (point.facts.get("seconds") or {}).items()}
         rows.append({
             "model": sweep.model, "split": sweep.split, "method": point.label, "budget": point.budget, "n": n,
             "visual_tokens": point.facts.get("visual_tokens"), **stages,

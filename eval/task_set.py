@@ -90,7 +90,7 @@ def load_tasks(
     loaded = []
     for name in names:
         if name in own and not asks(name, split, data_dir, limit):
-            log.info("%s asks nothing about the first %s images; left out", name, limit)
+            log.info("%s asks nothing about the images of limit=%s; left out", name, limit)
             continue
         spec = embedded(name, split, data_dir, limit) if name in own else official.spec(name, data_dir, ocr)
         try:
@@ -106,7 +106,7 @@ def load_tasks(
             line = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
             raise InputError(f"cannot load task '{name}': {line}") from error
     if not loaded:
-        raise InputError(f"no question about the first {limit} images; raise limit")
+        raise InputError(f"no question about the images of limit={limit}; raise it")
     return tuple(loaded)
 
 

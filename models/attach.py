@@ -11,7 +11,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,10 +27,25 @@ from pruning.base import Pruner
 from pruning.errors import InputError
 
 
-@contextmanager
+class Attached(AbstractContextManager, ContextDecorator):
+    """What `attach` returns: entered as often as you like, one block at a time."""
+
+    def __init__(self, open_: Callable[[], AbstractContextManager[nn.Module]]) -> None:
+        self._open, self._block = open_, nullcontext()
+
+    def __enter__(self) -> nn.Module:
+        block = self._open()
+        model = block.__enter__()  # which refuses a second block on one model
+        self._block = block
+        return model
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._block.__exit__(*error)
+
+
 def attach(
     model: nn.Module, pruner: Pruner, tokenizer: Any = None, clip: str | None = None, **packing: Any
-) -> Iterator[nn.Module]:
+) -> Attached:
     """Prune the model's visual tokens inside the `with` block.
 
     Args:
@@ -41,10 +56,18 @@ def attach(
             model's own embeddings stand in.
         packing: `newline` and `unpad` of LLaVA-NeXT (`models.crops.Crops`).
 
-    Raises:
+    Raises (where the block is entered):
         InputError: not a LLaVA with a CLIP tower, already inside such a block, the budget does not fit, or `clip`
             cannot be loaded.
     """
+    return Attached(functools.partial(_pruned, model, pruner, tokenizer, clip, packing))
+
+
+@contextmanager
+def _pruned(
+    model: nn.Module, pruner: Pruner, tokenizer: Any, clip: str | None, packing: dict[str, Any]
+) -> Iterator[nn.Module]:
+    """One block of `attach`."""
     require_llava(model)
     inner = model.model
     if hasattr(vars(inner).get("get_image_features"), "pruned"):

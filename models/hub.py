@@ -13,6 +13,17 @@ from pruning.errors import InputError
 TIMEOUT = 2.0  # seconds
 
 
+def is_name(name: str) -> bool:
+    """Whether `name`, which is no folder, can be a name on the hub (org/name)."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
+
+
 def require(name: str) -> None:
     """Checks that the hub's model `name` (org/name) lies in the cache, or that the hub answers.
 
@@ -33,6 +44,8 @@ def missing_model(name: str, setting: str = "model.path", ask: Callable[[], str 
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
+    if not is_name(name):
+        return f"folder '{name}' not found; set {setting} to a folder or to a hub name (org/name)"
     why = None if isinstance(try_to_load_from_cache(name, "config.json"), str) else (ask or unreachable)()
     return why and (
         f"model '{name}' is not a folder, not in the cache ({constants.HF_HUB_CACHE}), and {why}; "
@@ -41,13 +54,19 @@ def missing_model(name: str, setting: str = "model.path", ask: Callable[[], str 
 
 
 def missing_data(
-    task: str, repo: str, configs: list[str | None], ask: Callable[[], str | None] | None = None
+    task: str, repo: str, configs: list[str | None], include: str | None, ask: Callable[[], str | None] | None = None
 ) -> str | None:
-    """Why the data of an official task cannot be had; None where `datasets` has them or the hub answers."""
+    """Why the data of an official task cannot be had; None where `datasets` has them or the hub answers.
+
+    Args:
+        include: a pattern of the files that are needed; None: all of them.
+        ask: `unreachable`, or one that remembers its answer.
+    """
     why = None if all(in_data_cache(repo, config) for config in configs) else (ask or unreachable)()
+    part = f" --include '{include}'" if include else ""
     return why and (
         f"the data of task '{task}' ({repo}) are not in the cache ({data_cache()}), and {why}; run "
-        f"`hf download --repo-type dataset {repo} --local-dir FOLDER/{task}` where there is a network, "
+        f"`hf download --repo-type dataset {repo}{part} --local-dir FOLDER/{task}` where there is a network, "
         "and set tasks.data_dir=FOLDER"
     )
 

@@ -21,7 +21,7 @@ from models.cache import StateCache
 from models.images import Pixels, Prepared, fingerprint
 from models.packing import PackedPrompts
 from models.static import StaticSteps
-from models.text import read_questions
+from models.text import read_questions, unmarked
 from models.vision_tower import VisionTower
 from models.whole import WholePrompts
 from pruning.base import Pruner
@@ -152,7 +152,7 @@ class Llava:
 
     def read(self, questions: list[str]) -> Any:
         """What a text-aware method sees of the questions."""
-        return read_questions(questions, self.tokenizer, self.embed, self.clip_text)
+        return read_questions([unmarked(q) for q in questions], self.tokenizer, self.embed, self.clip_text)
 
     def project(self, tokens: VisualTokens) -> Tensor:
         """(B, K, D) -> (B, K, D_llm) in the language model's dtype; K may be 0."""
@@ -161,7 +161,7 @@ class Llava:
     # --- language ---------------------------------------------------------------------------------------
     def prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
         """Token ids before and after the image."""
-        ids = self.tokenizer(self.prompt.format(question=question))["input_ids"]
+        ids = self.tokenizer(self.prompt.format(question=unmarked(question)))["input_ids"]
         image = self.model.config.image_token_id
         if ids.count(image) != 1:
             raise InputError(f"the prompt of {question!r} holds {ids.count(image)} image tokens, expected 1")

@@ -49,8 +49,7 @@ def load(
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     one_of("dtype", dtype, DTYPES)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    dtype = ("float32" if device == "cpu" else "bfloat16") if dtype == "auto" else dtype
+    dtype, device = settled(dtype, device)
     if not Path(path).exists():
         from models.hub import require
 
@@ -76,6 +75,14 @@ def load(
     return llava
 
 
+def settled(dtype: str, device: str) -> tuple[str, str]:
+    """What `auto` is on this machine, for either; others as they are."""
+    import torch
+
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return ("float32" if device == "cpu" else "bfloat16") if dtype == "auto" else dtype, device
+
+
 def square_processor(image_processor: Any, protocol: str) -> Any:
     """An image processor that makes squares by padding or by cropping, with the sizes and colours of the given one.
 
@@ -92,7 +99,9 @@ def check(path: str) -> None:
     """Raises InputError where `path` is a folder without a LLaVA, before anything heavy is imported."""
     folder = Path(path)
     if not folder.exists():
-        if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        from models.hub import is_name
+
+        if not is_name(path):
             raise InputError(f"model folder '{path}' not found; give a LLaVA folder or a hub name (org/name)")
         return
     config = folder / "config.json"

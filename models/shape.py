@@ -146,7 +146,9 @@ def config_file(path: str) -> Path | None:
     file = Path(path) / "config.json"
     if file.is_file():
         return file
-    if Path(path).exists() or path.count("/") != 1:
+    from models.hub import is_name
+
+    if Path(path).exists() or not is_name(path):
         return None
     from huggingface_hub import try_to_load_from_cache
 

@@ -30,6 +30,11 @@ def content_spans(text: str) -> list[tuple[int, int]]:
     return [w.span() for w in words if w[0].lower() not in STOP_WORDS and (len(w[0]) > 1 or w[0].isdigit())]
 
 
+def unmarked(question: str) -> str:
+    """A question without image markers of its own; LLaVA's evaluation drops them too (model_vqa_science.py)."""
+    return question.replace("<image>", "").strip() if "<image>" in question else question
+
+
 def strip_template(prompt: str) -> str:
     """The last user turn of a rendered prompt, without role markers and the image placeholder."""
     turns = (_END.split(turn, maxsplit=1)[0].strip() for turn in _USER.split(_SPECIAL.sub(" ", prompt)))

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -51,8 +52,9 @@ class Pruner:
     inside_language_model: ClassVar[bool] = False  # all tokens enter the language model (pruning/decoder.py)
 
     def __post_init__(self) -> None:
-        if isinstance(self.budget, bool) or not isinstance(self.budget, int):
+        if isinstance(self.budget, bool) or not isinstance(self.budget, Integral):
             raise InputError(f"budget must be an integer, got {self.budget!r}")
+        self.budget = int(self.budget)  # also numpy's integers
         if self.budget < 1:
             raise InputError(f"budget must be at least 1, got {self.budget}")
 

@@ -26,6 +26,6 @@ def one_of(name: str, value: str, choices: Iterable[str]) -> None:
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not among `known`, with the nearest ones."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, 3, 0.4)
+    near = difflib.get_close_matches(str(name), known, 3, 0.4)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return InputError(f"unknown {kind} '{name}'; {hint}known: {', '.join(known)}")

@@ -15,11 +15,15 @@ DIRECTIONS = 64  # of `sliced_wasserstein`
 
 @dataclass(frozen=True)
 class FullStatistics:
-    """The full set's side of every metric; each part is computed when a metric first asks for it."""
+    """The full set's side of every metric; each part is computed when a metric first asks for it.
+
+    All of it is in units of `size`, in which no square leaves the range of the numbers.
+    """
 
     tokens: Tensor  # (B, N, D) centred on `mean`; rows of an image with non-finite features are zero
     mean: Tensor  # (B, D)
     finite: Tensor  # (B,) bool
+    size: Tensor  # (B, 1, 1) power of two, of the largest feature: dividing by it rounds nothing
 
     @cached_property
     def variance(self) -> Tensor:
@@ -98,15 +102,18 @@ def statistics(full: Tensor) -> FullStatistics:
     x = full if full.dtype == torch.float64 else full.float()
     finite = x.isfinite().all(dim=2).all(dim=1)
     x = torch.where(finite[:, None, None], x, 0.0)
+    largest = x.abs().amax((1, 2), keepdim=True)
+    size = torch.where(largest > 0, largest / (2 * torch.frexp(largest).mantissa), 1.0)
+    x = x / size
     mean = x.mean(1)
-    return FullStatistics(x - mean[:, None], mean, finite)
+    return FullStatistics(x - mean[:, None], mean, finite, size)
 
 
 class Pair:
     """A kept set (B, K, D) seen from its full set: what several metrics share."""
 
     def __init__(self, kept: Tensor, full: FullStatistics) -> None:
-        x = kept.to(full.tokens.dtype)
+        x = kept.to(full.tokens.dtype) / full.size
         self.finite = x.isfinite().all(dim=2).all(dim=1) & full.finite
         self.full = full
         self.tokens = torch.where(self.finite[:, None, None], x - full.mean[:, None], 0.0)  # full mean at the origin

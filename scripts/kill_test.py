@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEP = ["-m", "budget=16,32,64", "method=cls_attention,acgr_tatcs,random", "limit=6", "batch_size=2", "pictures=1"]
-TIMES = ("seconds", "peak_memory_mb", "created", "commit")  # of metrics.json; you may commit while it runs
+TIMES = ("seconds", "resumed", "peak_memory_mb", "created", "commit")  # of metrics.json; you may commit while it runs
 TIMED = ("timings.csv", "multirun.yaml", "figures/time_accuracy.png", "figures/time_accuracy.svg")
 
 

@@ -7,13 +7,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from eval import point
+import pruning
+from eval import lmms_cli, point
 from eval.records import Record
+from pruning.errors import InputError
 from tests.sandbox import call, encoded, picture, refused, write_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +35,7 @@ COMMAND_LINES = {
     "tasks.split=train": "tasks.split must be one of test, dev, got 'train'",
     "tasks.data_dir=/nowhere": "no data for the embedded tasks",
     "method.metric=gausian_kl": "unknown shift metric 'gausian_kl'; did you mean gaussian_kl",
-    "method.threshold=high": "method.threshold must be a number (default",
+    "method.threshold=high": "threshold of acgr_tatcs must be a number (default",
     "method.treshold=1": "unknown option 'method.treshold'",
     "budgt=16": "unknown option 'budgt'; did you mean budget?",
     "--budget=16": "unknown option --budget; options have no dashes here: budget=VALUE",
@@ -46,6 +49,14 @@ COMMAND_LINES = {
     "force=perhaps": "force must be true or false, got 'perhaps'",
     "model.path=./no/such/folder": "model folder './no/such/folder' not found",
     "model.path=nobody/no-such-model": "nobody/no-such-model",
+    "=3": "`python run.py --help` lists the choices",
+    "method=3": "`python run.py --help` lists the choices",
+    "tasks.names=mini_gqa": "tasks.names must be a list: tasks.names=[one,two]",
+    "tasks.split=../x": "tasks.split must be a folder's name",
+    "model.name=../x": "model.name must be a folder's name: no '/', no '.' or '_' in front, got '../x'",
+    "model.cache_mb=-1": "model.cache_mb must be 0 or more, got -1",
+    "model.clip_text=/nonexistent": "folder '/nonexistent' not found; set model.clip_text to a folder",
+    "batch_size=true": "batch_size must be auto or at least 1 image, got True",
     "model.prompt='{question}'": "prompt must hold one <image>",
 }
 
@@ -64,6 +75,25 @@ def test_command_line(
     words = [data, f"out={tmp_path / 'out'}", word]
     assert COMMAND_LINES[word] in refused(capsys, *[w for w in words if w.split("=")[0] != word.split("=")[0]], word)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"tau": "x"}, {"tau": np.nan}, {"layers": 3}, {"neighbours": 2.5}])
+def test_hyper_parameter_from_python(wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=f"^{next(iter(wrong))} of acgr must be .* \\(default .*\\), got "):
+        pruning.load("acgr", 16, **wrong)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    made = pruning.load("acgr", np.int64(16), tau=np.float64(0.25), neighbours=np.int32(2), layers=np.array([0.5]))
+    assert made == pruning.load("acgr", 16, tau=0.25, neighbours=2, layers=[0.5])
+    assert type(made.budget) is type(made.neighbours) is int
+
+
+def test_lmms_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, expected in ([], "expected one argument"), (["/nowhere"], "no parquet files for task 'pope'"):
+        with pytest.raises(SystemExit, match="2"):
+            lmms_cli.main(["--model", "dcp_prune", "--tasks", "pope", "--data_dir", *words])
+        assert expected in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_gpu_that_is_not_there(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +145,7 @@ def test_full_disk(
 
 
 def test_images_and_questions(tmp_path: Path) -> None:
-    """Broken images fail alone; odd ones are answered; a question without content words is answered."""
+    """Broken images fail alone; odd ones are answered; so are questions without content words or with a marker."""
     good = encoded(picture(0))
     photo = encoded(Image.effect_noise((400, 300), 60), "JPEG")
     images = {
@@ -129,16 +159,18 @@ def test_images_and_questions(tmp_path: Path) -> None:
         "too narrow": encoded(Image.new("L", (4000, 2))),
         "bomb": encoded(Image.new("1", (16000, 12000))),
         "no question words": good,
+        "marker": good,
     }
-    data = write_data(tmp_path / "data", list(images.values()), {9: "Is it?"})
+    data = write_data(tmp_path / "data", list(images.values()), {9: "Is it?", 10: "What <image>color is the square?"})
     drop_picture(data, 9)
     assert call(f"tasks.data_dir={data}", f"out={tmp_path}", "method=tatcs", "budget=16", "pictures=1") == 0
     samples = pd.read_parquet(tmp_path / "mini" / "test" / "tatcs" / "16" / "samples.parquet")
-    failed = samples[samples.task == "mini_gqa"].set_index("image_id").failed
-    names = dict(zip(failed.index, images))
+    asked = samples[samples.task == "mini_gqa"].set_index("image_id")
+    failed, names = asked.failed, dict(zip(asked.index, images))
     reasons = {names[i]: reason for i, reason in failed.items() if isinstance(reason, str)}
     assert set(reasons) == {"corrupt", "empty", "truncated", "too narrow", "bomb", "no question words"}
     assert "got 0" in reasons["no question words"]
+    assert asked.question.iloc[10] != asked.question.iloc[0] and asked.prediction.iloc[10] == asked.prediction.iloc[0]
     # the decoder's own refusal or ours, whichever comes first
     assert any(word in reasons["bomb"] for word in ("too large", "exceeds limit"))
     assert samples.score.isna().equals(samples.failed.notna())

@@ -126,6 +126,18 @@ def test_wrapper_answers_are_those_of_plain_generate(llava, scenes):
             assert answer.visual_tokens == 576
 
 
+def test_one_context_serves_many_blocks(llava, scenes):
+    inputs, context = batch(llava, scenes), pruning.load("cls_attention", 16)(llava.model)
+    names, answers = dict(vars(llava.model)), []
+    for _ in range(2):
+        with context as model:
+            answers.append(generate(model, inputs))
+            with pytest.raises(pruning.InputError, match="already inside"), context:
+                pass
+        assert vars(llava.model) == names
+    assert torch.equal(*answers)
+
+
 def test_nesting_and_wrong_models_are_refused(llava):
     pruner = pruning.load("uniform", 16)
     with pruner(llava.model), pytest.raises(pruning.InputError, match="already inside"), pruner(llava.model):

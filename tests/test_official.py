@@ -94,7 +94,9 @@ def test_each_model_runs_from_a_folder_of_its_class(name, samples, tmp_path):
     assert call(*words, "method=divprune", f"budget={20 if next_ else 4}") == 0
     point = tmp_path / name / "test-first2" / "divprune" / str(20 if next_ else 4)
     model = yaml.safe_load((point / "config.yaml").read_text())["identity"]["model"]
-    assert model["path"] == "model" and model["prompt"].startswith("[INST]" if mistral else "A chat between")
+    assert model["path"].startswith("model@") and model["prompt"].startswith(
+        "[INST]" if mistral else "A chat between"
+    )
     switches = {"newline": "drop", "unpad": True} if next_ else {"image_protocol": "pad"}
     assert switches.items() <= model.items()
     assert switches.items() <= json.loads((point / "metrics.json").read_text())["protocol"].items()
@@ -107,6 +109,7 @@ def test_missing_model_and_benchmark_are_named(tmp_path, capsys, monkeypatch):
     assert "'llava-hf/llava-1.5-7b-hf' is not a folder, not in the cache" in line and "set model.path=FOLDER" in line
     line = refused(capsys, "tasks=paper", "budget=64", f"out={tmp_path / 'o'}")
     assert "task 'gqa' (lmms-lab-encoder/GQA)" in line and "set tasks.data_dir=FOLDER" in line
+    assert "--include 'testdev_balanced_*/testdev*' --local-dir FOLDER/gqa" in line
     line = refused(capsys, "tasks=paper", "budget=64", f"out={tmp_path / 'o'}", f"tasks.data_dir={tmp_path}")
     assert f"no parquet files for task 'gqa' in '{tmp_path / 'gqa'}'" in line
     assert not (tmp_path / "o").exists()
@@ -138,7 +141,7 @@ def test_hours_of_the_page_are_those_of_the_estimate():
         cells = next(line for line in page.splitlines() if line.startswith(f"| {name} |")).split("|")[2:6]
         shape = read_shape("none/none", name)
         budgets = [shape.visual_tokens, *((80, 40, 20) if shape.crops > 1 else (64, 32, 16))]
-        plans = [SimpleNamespace(shape=shape, budget=budget, limit=None) for budget in budgets]
+        plans = [SimpleNamespace(shape=shape, budget=budget, limit=None, data_dir=None) for budget in budgets]
         hours = [sum(needs.hours(plan, task) for task in official.COUNTS) for plan in plans]
         assert [float(cell) for cell in cells] == [round(h, 1) for h in hours]
         totals[name] = round(hours[0] + 6 * sum(hours[1:]))  # six methods at three budgets, and the unpruned model
@@ -170,6 +173,16 @@ def record(out: Path, method: str = "cls_attention", budget: int = 16, model: st
     """metrics.json and samples.parquet of a point."""
     folder = out / model / "test" / method / str(budget)
     return json.loads((folder / "metrics.json").read_text()), pd.read_parquet(folder / "samples.parquet")
+
+
+def test_dry_run_counts_the_questions_that_are_there(samples, out, tmp_path, capsys):
+    words = ["tasks=paper", f"tasks.data_dir={samples}", f"out={tmp_path}", "dry_run=true"]
+    assert call(*words) == 0
+    shown, (metrics, rows) = capsys.readouterr().out, record(out)
+    for task, found in metrics["tasks"].items():
+        images = rows[rows.task == task].image_id.nunique()
+        assert f"{task} ({found['n']} questions on {images} images)" in shown
+    assert "4.8e6 parameters" in shown and "GPU hours  about 0.0" in shown
 
 
 def test_five_official_tasks_run_on_local_files(out):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from eval import point
 from eval.journal import Journal
@@ -17,6 +19,7 @@ from eval.logits import rows_of, write_npy
 from eval.records import Record, differences
 from eval.settings import Plan
 from pruning.errors import InputError
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -87,6 +90,21 @@ def test_another_config_is_named(plan: Plan) -> None:
     with pytest.raises(InputError, match=r"tasks\.names.*dtype=auto, not float16"):
         Record(replace(plan, dtype="float16", tasks=("mini_pope",))).finished()
     assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == ["a.b=1, not 3"]
+
+
+def test_another_checkpoint_of_the_same_name_is_another_model(plan: Plan, tmp_path: Path) -> None:
+    for name, value in {"a": 1.0, "b": 2.0, "elsewhere/a": 1.0}.items():
+        folder = tmp_path / name / "llava"
+        shutil.copytree(ROOT / "models" / "mini", folder, ignore=shutil.ignore_patterns("*.safetensors"))
+        save_file({"first": torch.zeros(100), "last": torch.full((100,), value)}, folder / "model.safetensors")
+    a, b, moved = (replace(plan, path=str(tmp_path / name / "llava")) for name in ("a", "b", "elsewhere/a"))
+    Record(a).write({"status": "finished"})
+    assert Record(moved).finished() and str(tmp_path) not in str(a.identity)
+    with pytest.raises(InputError, match=r"model\.path=llava@\w+, not llava@\w+"):
+        Record(b).finished()
+    clip = replace(plan, options={"clip_text": a.path})
+    assert clip.identity == replace(clip, options={"clip_text": moved.path}).identity
+    assert clip.identity != replace(clip, options={"clip_text": b.path}).identity
 
 
 def test_failed_points_are_recorded_and_run_again(plan: Plan) -> None:

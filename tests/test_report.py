@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -66,6 +67,17 @@ def test_summary_holds_scores_ratios_and_the_hard_subset(sweep_folder, report):
     assert point["accuracy"].item() == pytest.approx(average, abs=1e-4)
     assert point["gaussian_kl"].item() == pytest.approx(ours["shift_gaussian_kl"].mean(), rel=1e-4)
     assert not {"seconds", "tower_ms", "created"} & set(report["summary"])
+
+
+@pytest.mark.parametrize("images, cell", [(1, r"[\d.]+"), (3, r"[\d.]+ \[[\d.]+, [\d.]+\] ?=?")])
+def test_few_images_are_no_evidence(tmp_path, images, cell):
+    write_sweep(tmp_path, {"random": 0.9, "acgr_tatcs": 1.0}, BUDGETS, images=images, each=2)
+    text = write_report(tmp_path).read_text()
+    assert f"on {images} image{'s' * (images > 1)}, tasks" in text and "intervals and tests say little" in text
+    row = next(line for line in text.splitlines() if line.startswith("| acgr_tatcs |"))
+    assert all(re.fullmatch(cell, part.strip()) for part in row.split("|")[3:-1]), row
+    assert "0 methods are significantly below it, 0 above" in text or images == 1
+    assert "within method" in text and (images > 1) == ("per sample (n" in text)
 
 
 def test_correlations_tell_the_metrics_that_know_from_the_one_that_does_not(report):

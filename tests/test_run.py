@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+import eval.progress
+from eval import tables
 from eval.lmms_model import PrunedLlava
-from tests.sandbox import call, encoded, picture, write_data
+from eval.sweep import read_sweeps
+from tests.sandbox import call, encoded, picture, refused, write_data
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = [
@@ -56,7 +60,8 @@ def load(folder: Path) -> tuple[dict, pd.DataFrame]:
 
 
 def timeless(metrics: dict) -> dict:
-    return {k: v for k, v in metrics.items() if k not in ("seconds", "peak_memory_mb", "created", "commit")}
+    changing = ("seconds", "resumed", "peak_memory_mb", "created", "commit")
+    return {k: v for k, v in metrics.items() if k not in changing}
 
 
 def same(a: Path, b: Path) -> None:
@@ -91,12 +96,18 @@ def test_record_holds_the_contract(out: Path) -> None:
 def test_table(out: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*words(data, out)) == 0
     shown = capsys.readouterr()
-    assert "is finished; force=true repeats it" in shown.err
+    assert f"{record(out)}   (finished before; force=true repeats it)" in shown.out and not shown.err
     metrics = load(record(out))[0]
     line = next(x for x in shown.out.splitlines() if x.startswith("mini_mme")).split()
     assert line[1] == "8" and line[2] == f"{metrics['tasks']['mini_mme']['score']:.1f}" and line[4] == "to"
     assert f"kappa          {metrics['shift']['gaussian_kl']:.4f}" in shown.out
-    for name in ("Avg %", "visual tokens  16", "seconds", str(record(out)), str(record(out) / "pictures")):
+    for name in (
+        "Avg %          -   (mean ratio to the unpruned model, which scores 0 in a task)",
+        "visual tokens  16",
+        "seconds",
+        str(record(out)),
+        str(record(out) / "pictures"),
+    ):
         assert name in shown.out
 
 
@@ -123,8 +134,10 @@ def test_two_runs_are_equal_and_force_repeats(out: Path, data: str, tmp_path: Pa
     assert (record(out) / "metrics.json").stat().st_mtime_ns == before
 
 
-def test_batch_size_does_not_change_answers(out: Path, data: str, tmp_path: Path) -> None:
+def test_batch_size_does_not_change_answers(out: Path, data: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(eval.progress, "MINUTE", 0.0)
     assert call(*words(data, tmp_path, "batch_size=3")) == 0
+    assert "\nvanilla 576: 18 of 24 questions, 00:0" in capsys.readouterr().err
     a, b = load(record(out))[1], load(record(tmp_path))[1]
     exact = [*COLUMNS, "failed", "visual_tokens"]
     pd.testing.assert_frame_equal(a[exact], b[exact])
@@ -150,14 +163,28 @@ def test_killed_run_goes_on_inside_a_point(
     with journal.open("a") as file:
         file.write('{"batch": "torn li')
     assert call(*words(data, tmp_path)) == 0
-    assert len(calls) == 5 and "going on with an interrupted run: 1 batches" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert len(calls) == 5 and "going on with an interrupted run: 1 batches" in shown.err
+    assert "50% was answered before" in shown.out
     same(record(out), record(tmp_path))
+    resumed = load(record(tmp_path))[0]
+    assert resumed["resumed"] == 0.5 and load(record(out))[0]["resumed"] == 0
+    point = tables.timings(read_sweeps(tmp_path)[0][0]).set_index("method").loc["cls_attention"]
+    assert point["prefill_ms"] == pytest.approx(1000 * resumed["seconds"]["prefill"] / 12)  # of 24 questions
 
 
 def test_other_config_is_refused(out: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*words(data, out, "dtype=bfloat16")) == 2
     shown = capsys.readouterr().err.strip().splitlines()
     assert len(shown) == 1 and "dtype=auto, not bfloat16" in shown[0] and "force=true" in shown[0]
+
+
+def test_another_precision_of_auto_is_refused(out: Path, data: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    line = refused(capsys, *words(data, out))
+    assert f"{record(out, 'vanilla', 576)}' was computed in float32, and dtype=auto is bfloat16 here" in line
+    assert line.endswith("choose another out= or repeat it with method=vanilla force=true")
+    assert call(*words(data, out), "device=cpu") == 0
 
 
 def test_overrides_have_their_own_folder(out: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,7 +201,7 @@ def test_sweep_shares_work_and_outlives_a_bad_point(
     assert call(*sweep) == 1
     shown = capsys.readouterr()
     assert shown.err.count("error: budget must be between 1 and 576, got 900") == 2
-    assert "running the unpruned model first" in shown.err and shown.err.count("vanilla 576") > 0
+    assert "running the unpruned model first" in shown.err and "\r" not in shown.err  # no bar in a log
     same(record(out), record(tmp_path))
     assert load(record(tmp_path, "uniform"))[0]["status"] == "finished"
     assert not record(tmp_path, "uniform", 900).exists()

@@ -143,6 +143,13 @@ def test_zero_for_the_full_set_and_free_of_scale_place_and_order(name: str) -> N
     torch.testing.assert_close(shift(40 * kept - 7, 40 * full - 7, name), value, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("scale", [2.0**123, 2.0**66, 2.0**-83])
+def test_no_square_leaves_the_range_of_float32(scale: float) -> None:
+    kept, full = (x.float() for x in sets(9))
+    for name, values in all_shifts(kept * scale, full * scale).items():
+        assert torch.equal(values, shift(kept, full, name)), name
+
+
 def test_shared_work_changes_nothing_and_images_stay_apart() -> None:
     kept, full = sets(9)
     together, known = all_shifts(kept, full), statistics(full)

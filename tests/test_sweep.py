@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -133,7 +135,7 @@ def test_a_budget_out_of_reach_is_a_hole_and_no_error(data: str, tmp_path: Path,
 
 
 def test_exit_statuses_of_refused_and_dry_sweeps(data: str, tmp_path: Path, capsys) -> None:
-    words = ["-m", "limit=1", "pictures=0", "tasks.names=[mini_gqa]", data, f"out={tmp_path}", "method=uniform"]
+    words = ["limit=1", "pictures=0", "tasks.names=[mini_gqa]", "-m", data, f"out={tmp_path}", "method=uniform"]
     assert call(*words, "budget=900,901") == 2
     assert "  refused: budget must be between 1 and 576, got 901" in capsys.readouterr().err
     assert call(*words, "budget=16,32", "dry_run=true") == 0
@@ -144,25 +146,29 @@ def test_exit_statuses_of_refused_and_dry_sweeps(data: str, tmp_path: Path, caps
 def test_controls_that_ignore_the_budget_are_one_point(data: str, tmp_path: Path) -> None:
     words = ["-m", "limit=1", "pictures=0", "tasks.names=[mini_gqa]", data, f"out={tmp_path}"]
     assert call(*words, "method=blank,vanilla", "budget=16,32") == 0
-    points = [path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("metrics.json")]
+    points = {p.parent.relative_to(tmp_path).as_posix(): p.read_text() for p in tmp_path.rglob("metrics.json")}
     assert sorted(points) == ["mini/test-first1/blank/0", "mini/test-first1/vanilla/576"]
+    assert not any("NaN" in text for text in points.values())  # of one image there is no standard error
 
 
-def test_interrupted_sweep_says_what_is_there(data: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    answer, calls = PrunedLlava._answer, []
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_sweep_says_what_is_there(data: str, tmp_path: Path, number: int, monkeypatch, capsys) -> None:
+    answer, calls, handlers = PrunedLlava._answer, [], [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
-    def interrupted(self: PrunedLlava, batch: list, images: list) -> list:  # in the third point, vanilla's the first
+    def stopped(self: PrunedLlava, batch: list, images: list) -> list:  # in the third point, vanilla's the first
         calls.append(batch)
         if len(calls) == 3:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
         return answer(self, batch, images)
 
-    monkeypatch.setattr(PrunedLlava, "_answer", interrupted)
+    monkeypatch.setattr(PrunedLlava, "_answer", stopped)
     words = ["-m", "limit=1", "pictures=0", "tasks.names=[mini_gqa]", data, f"out={tmp_path}"]
-    assert call(*words, "method=uniform", "budget=16,32") == 130
+    assert call(*words, "method=uniform", "budget=16,32") == 128 + number
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "the same command goes on" in last and f"2 points are finished, `python -m eval.report {tmp_path}`" in last
+    assert last.startswith(f"error: {'terminated' if number == signal.SIGTERM else 'interrupted'}; the same command")
+    assert f"2 points are finished, `python -m eval.report {tmp_path}`" in last
     assert not list(tmp_path.rglob(".*"))
+    assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
 
 def test_killed_sweep_ends_as_an_undisturbed_one(data: str, tmp_path: Path) -> None:
