@@ -8,20 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.logits import LogitsFile
+from eval.logits import LogitsFile, numbers_in
 
 
 class Journal:
     """Lines of JSON: a header that names the configuration, then one line a batch, each flushed to the disk.
 
     A journal of another configuration, and an incomplete last line, are dropped. Rows' `logits` go into a file of
-    their own beside it, and the row keeps their place there.
+    their own beside it, and the row keeps their place there; without that file the journal is dropped too.
     """
 
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path = path
         self.batches: dict[str, list[dict[str, Any]]] = {}  # batch name -> its rows
-        good = self._read(fingerprint)
+        good, logits = self._read(fingerprint), path.with_suffix(".logits")
+        places = [row["logits"] for rows in self.batches.values() for row in rows if "logits" in row]
+        end = max((start + length for start, length in places), default=0)
+        if end > numbers_in(logits):  # the journal was moved without them
+            self.batches, good, end = {}, 0, 0
         self._kept = bool(self.batches)
         path.parent.mkdir(parents=True, exist_ok=True)
         if good:
@@ -29,8 +33,7 @@ class Journal:
         self._file = path.open("ab" if good else "wb")
         if not good:
             self._line({"fingerprint": fingerprint})
-        places = [row["logits"] for rows in self.batches.values() for row in rows if "logits" in row]
-        self.logits = LogitsFile(path.with_suffix(".logits"), max((sum(place) for place in places), default=0))
+        self.logits = LogitsFile(logits, end)
 
     @property
     def answers(self) -> int:
@@ -55,7 +58,7 @@ class Journal:
         return whole
 
     def add(self, batch: str, rows: list[dict[str, Any]]) -> None:
-        """Keeps a finished batch; `logits` of a row are an array (V,)."""
+        """Keeps a finished batch; a row's `logits`, an array (V,), give way to their place on the disk."""
         with_logits = [row for row in rows if "logits" in row]
         if with_logits:
             for row, place in zip(with_logits, self.logits.append(row["logits"] for row in with_logits)):

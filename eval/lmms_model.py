@@ -109,7 +109,7 @@ class PrunedLlava(lmms):
 
     # --- batches ----------------------------------------------------------------------------------------
     def _run(self, requests: list[Instance], work: Callable[[list[Group], list[Any]], list[Row]]) -> None:
-        groups = self._groups(requests)
+        groups, last = self._groups(requests), None
         self.pictured_requests += [g.requests for g in groups[: self.pictured]]
         with progress(len(requests), self.name, self.screen) as bar:
             for batch, name, images in self._read_ahead(self._batches(groups)):
@@ -119,7 +119,8 @@ class PrunedLlava(lmms):
                         ready = images.result()
                     self.journal.add(name, self._safely(batch, ready, work))
                 rows = self.journal.batches.pop(name)
-                self.rows |= {key(r): compact(row) for r, row in zip(asked, rows)}
+                for request, row in zip(asked, rows):
+                    self.rows[key(request)] = last = compact(row, last)
                 bar.update(len(asked))
 
     def _read_ahead(self, batches: Iterator[list[Group]]) -> Iterator[tuple[list[Group], str, Future | None]]:
@@ -165,14 +166,18 @@ class PrunedLlava(lmms):
         def load() -> Image.Image:
             return decode(visuals(group.requests[0], self.task_dict))
 
+        known = self.llava.known(group.name, load, self.pruner)
+        if known is not None:
+            return known
         try:
-            return self.llava.known(group.name, load, self.pruner) or self.llava.prepare(group.name, load())
+            image = load()
         except UnidentifiedImageError:  # its message names a memory address
             return "image: not a picture in any known format"
         except Image.DecompressionBombError:
             return "image: too large"
         except (OSError, ValueError, SyntaxError) as error:
             return f"image: {error}"
+        return self.llava.prepare(group.name, image)
 
     def _safely(
         self,
@@ -229,7 +234,8 @@ class PrunedLlava(lmms):
             row["output_kl"] = float(output_kl(answer.first_logits[None], full[None]))
         if self.keep_logits:
             row["logits"] = answer.first_logits.numpy().astype(np.float16)
-        return row | ({"trace": answer.trace} if traced else {})
+        drawn = {name: values.tolist() for name, values in answer.trace.items()} if traced else {}
+        return row | ({"trace": drawn} if traced else {})
 
     def _score(self, batch: list[Group], images: list[Prepared | Image.Image]) -> list[Row]:
         questions = [[r.args[0] for r in group.requests] for group in batch]
@@ -274,9 +280,12 @@ def visuals(request: Instance, task_dict: dict[str, Any]) -> list[Any]:
     return list(found) if isinstance(found, list | tuple) else [found]
 
 
-def compact(row: Row) -> Row:
-    """A row as it waits in memory for the end of the run: numbers in arrays, not in lists of Python integers."""
-    return row | {"index": np.asarray(row["index"], np.int16)}
+def compact(row: Row, last: Row | None) -> Row:
+    """A row as it waits in memory for the end of the run: numbers in an array, shared with an equal one before it."""
+    index = np.asarray(row["index"], np.int16)
+    if last is not None and np.array_equal(index, last["index"]):
+        index = last["index"]
+    return row | {"index": index}
 
 
 def failed_row(reason: str | None) -> Row:

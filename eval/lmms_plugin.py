@@ -30,6 +30,7 @@ class DcpPrune(PrunedLlava):
         words = [f"{name}={'null' if value is None else value}" for name, value in given.items()]
         plan = composed([*words, f"device={(device or 'auto').split(':')[0]}"])
         llava, pruner = point.load_model(plan), point.make_pruner(plan)
+        llava.seen.clear()  # images of another command's data may have the same names
         pruner.keeps(llava.visual_tokens)
         size = int(batch_size) if str(batch_size).isdigit() else point.auto_batch(llava, 1)
         name = f"{plan.label} {plan.budget}"

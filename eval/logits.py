@@ -41,6 +41,11 @@ class LogitsFile:
         self._file.close()
 
 
+def numbers_in(path: Path) -> int:
+    """How many numbers a file of float16 holds; 0 where there is none."""
+    return path.stat().st_size // BYTES if path.is_file() else 0
+
+
 def write_npy(path: Path, rows: Path, places: list[Place | None]) -> None:
     """Gathers rows into an array file (n, V) float16; a failed question has no place and becomes NaN."""
     width = max((place[1] for place in places if place), default=0)

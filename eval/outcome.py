@@ -148,12 +148,17 @@ def summarise(plan: Plan, found: dict[str, Any], samples: pd.DataFrame) -> dict[
 
 
 def taken_over(plan: Plan, baseline: Result) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Metrics and samples of a point at the full budget: the unpruned run's, whose tokens and answers it has."""
+    """Metrics and samples of a point at the full budget: the unpruned run's, whose tokens and answers it has.
+
+    What they were made with, and when, stays the unpruned run's too.
+    """
     samples = baseline.samples.copy()
-    samples["output_kl"] = samples["output_kl"].where(samples["failed"].notna(), 0.0)
+    answered = samples["failed"].isna() & samples["shift_gaussian_kl"].notna()  # not a continuation that was scored
+    samples["output_kl"] = samples["output_kl"].mask(answered, 0.0)
+    own = {"method": plan.method, "budget": plan.budget, "overrides": plan.overrides}
     kl = none_if_nan(samples["output_kl"].mean())
-    answers = {"answers_of": f"{baseline.plan.method}/{baseline.plan.budget}", "output_kl": kl}
-    return baseline.metrics | header(plan) | answers, samples
+    full = f"{baseline.plan.method}/{baseline.plan.budget}"
+    return baseline.metrics | own | {"answers_of": full, "output_kl": kl}, samples
 
 
 def none_if_nan(value: float) -> float | None:

@@ -88,7 +88,8 @@ def prunes_nothing(plan: Plan, baseline: Result) -> bool:
     """
     pruner = make_pruner(plan)
     elsewhere = pruner.inside_language_model or pruner.resizes_image
-    return plan.budget == baseline.plan.budget and not elsewhere
+    full = baseline.plan.budget
+    return plan.budget == full == pruner.keeps(full) and not elsewhere
 
 
 def check_precision(record: Record, metrics: dict[str, Any]) -> None:
@@ -201,11 +202,11 @@ def evaluate(plan: Plan, record: Record, baseline: Result | None) -> tuple[dict[
         data=f"{plan.split}/{plan.own_data}",
     )
     ready = perf_counter()
-    try:
-        with disk_errors(record.folder):
+    with disk_errors(record.folder):
+        try:
             found = ask(lm, tasks, plan, record.partial)
-    finally:
-        journal.close()
+        finally:
+            journal.close()  # writes what a full disk did not take before, and fails again
     asked = perf_counter()
     samples, places = tabulate(found, lm)
     seconds = Counter({"load model": loaded - start, "load tasks": ready - loaded}) + llava.seconds

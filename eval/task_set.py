@@ -7,6 +7,7 @@ import io
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from PIL import Image, ImageFile
@@ -16,6 +17,7 @@ from eval.settings import TASKS, data_folder, embedded_names
 from pruning.errors import InputError
 
 log = logging.getLogger("dcp_prune")
+STRICT = Lock()  # Pillow's switch is one for all threads
 MAX_PIXELS, MAX_ASPECT = 89_000_000, 100  # beyond these an image is taken for broken, not for a photograph
 
 
@@ -61,11 +63,12 @@ def decode(images: list[Any]) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"image of {width} x {height} pixels is too large or too narrow")
-    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:  # a library that lmms-eval imports turns leniency on; half a picture must not be scored
-        return image.convert("RGB")
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+    with STRICT:  # a library that lmms-eval imports turns leniency on; half a picture must not be scored
+        lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            return image.convert("RGB")
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 @functools.lru_cache(maxsize=4)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from models.cache import StateCache
 from models.images import Pixels, Prepared, fingerprint
 from models.packing import PackedPrompts
+from models.rows import Rows, image_of_question, regrouped, rows_of
 from models.static import StaticSteps
 from models.text import read_questions, unmarked
 from models.vision_tower import VisionTower
@@ -38,7 +39,7 @@ class Answer:
     index: list[int]  # their patch numbers (inside: at the last layer), raster order; -1: no patch
     first_logits: Tensor  # (V,) float32 logits of the first answer token
     shifts: dict[str, float] = field(default_factory=dict)  # every feature metric of pruning/shift.py
-    trace: dict[str, list] = field(default_factory=dict)  # what the method did, per patch (for the pictures)
+    trace: dict[str, Tensor] = field(default_factory=dict)  # what the method did, per patch (for the pictures)
     failed: str | None = None  # why there is no answer
 
 
@@ -106,11 +107,15 @@ class Llava:
         return Prepared(seed, lambda: self._process([load()]))
 
     def pixels(self, images: Sequence[Image.Image | Prepared]) -> Tensor | Pixels:
-        """PIL images -> (B, 3, H, W); prepared ones stay what they are."""
+        """PIL images -> (B, 3, H, W); prepared ones stay what they are.
+
+        Raises:
+            InputError: some are prepared and some are not.
+        """
         ready = [image for image in images if isinstance(image, Prepared)]
-        if ready:
-            return Pixels(ready, self.device)
-        return self._process(images).to(self.device)  # type: ignore[arg-type]
+        if ready and len(ready) < len(images):
+            raise InputError(f"expected images all prepared or none, got {len(ready)} prepared of {len(images)}")
+        return Pixels(ready, self.device) if ready else self._process(images).to(self.device)  # type: ignore[arg-type]
 
     def _process(self, images: list[Image.Image]) -> Tensor:
         """(B, 3, H, W) on the CPU."""
@@ -191,39 +196,35 @@ class Llava:
         tokens = self.prune(pixels, pruner, questions)
         with self.stage("projector"):
             visual = self.project(tokens)
-        image_of = image_of_question(questions)
-        each = self.by_question(pruner)
-        own = list(range(len(image_of))) if each else image_of  # the row of each question's tokens
-        image_of_row = image_of if each else list(range(len(images)))
         prompts = [self.prompt_ids(q) for asked in questions for q in asked]
         with self.stage("prefill"):  # of the image's prefix; the questions follow
-            first_equal = equal_rows(visual, image_of_row) if each else image_of_row
-            rows = sorted(set(first_equal))
-            distinct = visual if len(rows) == len(visual) else [visual[row] for row in rows]
-            pack = self._pack(distinct, [rows.index(first_equal[row]) for row in own], prompts, pruner)
+            rows = rows_of(questions, visual, self.by_question(pruner))
+            few = len(rows.distinct) < len(visual)
+            distinct = [visual[row] for row in rows.distinct] if few else visual
+            pack = self._pack(distinct, rows.owner, prompts, pruner)
         texts, first = self._greedy(pack, max_new_tokens)
         with self.stage("shift"):
-            found = self._shifts(tokens, pixels, image_of_row, rows) if shifts else {row: {} for row in rows}
+            found = self._shifts(tokens, pixels, rows) if shifts else {row: {} for row in rows.distinct}
         answers = [
-            self._answer(text, logits, tokens, row, found[first_equal[row]])
-            for text, logits, row in zip(texts, first, own)
+            self._answer(text, logits, tokens, row, found[rows.first[row]])
+            for text, logits, row in zip(texts, first, rows.of_question)
         ]
         if isinstance(pack, WholePrompts):
             pack.tell(answers)
         return regrouped(answers, questions)
 
-    def _shifts(
-        self, tokens: VisualTokens, pixels: Tensor | Pixels, image_of_row: list[int], rows: list[int]
-    ) -> dict[int, dict[str, float]]:
-        """All shift metrics of `rows` against their images' unpruned tokens; zero for all tokens, empty for none."""
+    def _shifts(self, tokens: VisualTokens, pixels: Tensor | Pixels, rows: Rows) -> dict[int, dict[str, float]]:
+        """All shift metrics of each distinct row, by its number, against its image's unpruned tokens; zero for all
+        tokens, empty for none.
+        """
         from pruning.shift import METRICS, all_shifts
 
         kept = self._sets(tokens)
         if not len(kept[0]):
-            return {row: {} for row in rows}
+            return {row: {} for row in rows.distinct}
         found: dict[int, dict[str, float]] = {}
-        for image, known in enumerate(self._statistics(tokens, pixels, image_of_row)):
-            own = [row for row in rows if image_of_row[row] == image]
+        for image, known in enumerate(self._statistics(tokens, pixels, rows.image)):
+            own = [row for row in rows.distinct if rows.image[row] == image]
             if len(kept[own[0]]) >= known.tokens.shape[1]:
                 found |= {row: dict.fromkeys(METRICS, 0.0) for row in own}
                 continue
@@ -277,8 +278,7 @@ class Llava:
         failed = None
         if not bool(torch.isfinite(hidden).all() and torch.isfinite(logits).all()):
             text, failed = "", "NaN or infinite features"
-        drawn = {name: x.tolist() for name, x in trace.items()}
-        return Answer(text, len(index), index, logits.float().cpu(), shifts, drawn, failed)
+        return Answer(text, len(index), index, logits.float().cpu(), shifts, trace, failed)
 
     def _pack(
         self, visual: Tensor, owner: list[int], prompts: list[tuple[list[int], list[int]]], pruner: Pruner
@@ -340,28 +340,3 @@ class Llava:
         eos = self.model.generation_config.eos_token_id
         eos = self.tokenizer.eos_token_id if eos is None else eos
         return torch.tensor(eos if isinstance(eos, list) else [eos], device=self.device)
-
-
-def image_of_question(questions: list[list[str]]) -> list[int]:
-    """The image of each question, for the questions of each image."""
-    return [image for image, asked in enumerate(questions) for _ in asked]
-
-
-def equal_rows(visual: Tensor | list[Tensor], image_of_row: list[int]) -> list[int]:
-    """For each row of visual tokens (K, D_llm) the first row of its image that is equal to it; mostly itself.
-
-    A method that reads the question often gives several questions of an image the same tokens; they share a prefix.
-    """
-    marks = torch.stack([row.sum(dtype=torch.float64) for row in visual]).tolist()
-    first: dict[tuple[int, float], int] = {}
-    equal = []
-    for row, place in enumerate(zip(image_of_row, marks)):
-        other = first.setdefault(place, row)
-        equal.append(other if other == row or torch.equal(visual[other], visual[row]) else row)
-    return equal
-
-
-def regrouped(flat: list[Any], like: list[list[str]]) -> list[list[Any]]:
-    """One value a question -> a list an image, as `like` groups them."""
-    values = iter(flat)
-    return [[next(values) for _ in own] for own in like]

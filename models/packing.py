@@ -28,7 +28,7 @@ class PackedPrompts:
     Args:
         llava: the model.
         visual: (R, K, D_llm) visual tokens, or R of different lengths (K_r, D_llm).
-        owner: the row of each question, ascending.
+        owner: the row of each question.
         prompts: (ids before, ids after the image) of each question; all equal before the image.
     """
 

@@ -137,6 +137,8 @@ class StaticSteps:
     def release(self) -> bool:
         """Where memory is short: forgets it all and leaves decoding to the packs from now on; whether it held any."""
         held = self.memory is not None
+        if held and self.on:
+            log.warning("out of memory: answers are decoded without fixed shapes from now on")
         self.on = self.on and not held
         self._forget()
         return held

@@ -34,8 +34,8 @@ class VisionTower:
         clip = inner.vision_tower
         self.clip = getattr(clip, "vision_model", clip)  # nested up to transformers 5.0, flat from 5.17
         self.projector = inner.multi_modal_projector
-        layers, read = len(self.clip.encoder.layers), model.config.vision_feature_layer
-        self.depth = layers + 1 + read if read < 0 else read
+        layers, output = len(self.clip.encoder.layers), model.config.vision_feature_layer
+        self.depth = layers + 1 + output if output < 0 else output
         self.blocks = self.clip.encoder.layers
         side = self.side = self.clip.config.image_size // self.clip.config.patch_size
         self.grid = (side, side)
@@ -167,9 +167,9 @@ class VisionTower:
         return {first, first + 1} if whole and not pruner.inside_block else {first}
 
     def knows(self, image: int, pruner: Pruner) -> bool:
-        """Whether the cache has all that the method starts from, and what its shift is measured against."""
-        statistics = {self.depth - 1, self.depth} if not self.cache.has(image, "statistics") else set()
-        places = self.places(pruner) | statistics
+        """Whether the cache has all that an answer with its shift metrics needs of the image of this fingerprint."""
+        unpruned = set() if self.cache.has(image, "statistics") else {self.depth - 1, self.depth}
+        places = self.places(pruner) | unpruned
         return not pruner.resizes_image and all(self.cache.has(image, place) for place in places)
 
     def survivors(self, pixels: Tensor | Pixels, pruner: Pruner, seed: Tensor | None = None) -> VisualTokens:

@@ -65,7 +65,7 @@ class Tatcs(Pruner):
         self.reads_clip = self.reads_question and self.text == "clip"  # type: ignore[misc]
 
     def score(self, tokens: VisualTokens, question: Question | None) -> Tensor:
-        """(B, n) the plain ranking."""
+        """(B, n) the plain ranking; blind to the question, as it is made once an image."""
         return tokens.cls_attention.mean(1)
 
     def reduce(self, tokens: VisualTokens, question: Question | None) -> VisualTokens:

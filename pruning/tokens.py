@@ -127,7 +127,7 @@ class VisualTokens:
             index=self.index[which],
             cls=pick(self.cls),
             size=pick(self.size),
-            seed=pick(self.seed),
+            seed=None if self.seed is None else self.seed[which.to(self.seed.device)],  # on the CPU
             features={name: follow(name) for name in self.features},
             carried={name: x[which] for name, x in self.carried.items()},
             trace={name: x[which] for name, x in self.trace.items()},
@@ -138,7 +138,7 @@ class VisualTokens:
     def once(self, make: Callable[[VisualTokens], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """What does not depend on the question, made once a crop: tensors (B, ...), then a row for each of these.
 
-        Where the rows are those of `rows`, `make` gets the crops that they came from.
+        Where the rows are those of `rows`, `make` gets the crops that they came from: it must not read the question.
         """
         if self._source is None:
             return make(self)

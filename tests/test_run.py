@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import eval.progress
-from eval import tables
+from eval import lmms_model, point, tables
 from eval.lmms_model import PrunedLlava
 from eval.sweep import read_sweeps
 from tests.sandbox import call, encoded, picture, refused, write_data
@@ -205,6 +205,25 @@ def test_sweep_shares_work_and_outlives_a_bad_point(
     same(record(out), record(tmp_path))
     assert load(record(tmp_path, "uniform"))[0]["status"] == "finished"
     assert not record(tmp_path, "uniform", 900).exists()
+
+
+def test_a_sweep_reads_each_image_once_and_never_takes_one_for_another(tmp_path: Path, monkeypatch) -> None:
+    """Two data folders whose images have the same names, answered in one process."""
+    read, decode = [], lmms_model.decode
+    monkeypatch.setattr(lmms_model, "decode", lambda images: (read.append(1), decode(images))[1])
+    first, second = (
+        f"tasks.data_dir={write_data(tmp_path / str(n), [encoded(picture(i)) for i in range(n, n + 4)])}"
+        for n in (0, 4)
+    )
+    for data, out, fresh in ((first, "a", True), (second, "b", False), (second, "c", True)):
+        if fresh:
+            point._load.cache_clear()
+        before = len(read)
+        assert call(*words(data, tmp_path / out, "-m", "budget=16,32", "pictures=0")) == 0
+        assert len(read) - before == 4  # by the unpruned run
+    a, b, c = (load(record(tmp_path / out))[1] for out in "abc")
+    assert not a["index"].map(tuple).equals(b["index"].map(tuple))
+    pd.testing.assert_frame_equal(b, c)
 
 
 def test_help_is_quick_and_complete() -> None:

@@ -156,13 +156,22 @@ def test_a_capture_that_fails_is_said_once_and_done_without(llava, scenes, caplo
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_graph_says_what_the_growing_cache_does(scenes) -> None:
-    fixed = load(str(ROOT / "models" / "mini"), PROMPT, device="cuda")
-    grows, (images, asked), pruner = copy(fixed), unequal(scenes), pruning.load("cls_attention", 16)
+@pytest.mark.parametrize("name", ["cls_attention", "acgr_tatcs"])
+def test_a_graph_says_what_the_growing_cache_does(scenes, name) -> None:
+    fixed = load(str(ROOT / "models" / "mini"), PROMPT, dtype="float32", device="cuda")
+    grows, (images, asked), pruner = copy(fixed), unequal(scenes), pruning.load(name, 16)
     grows.static = StaticSteps(on=False, capture=False)
     for _ in range(3):
         same_answers(fixed.answer(images, asked, pruner), grows.answer(images, asked, pruner))
     assert all(step.graph is not None for step in fixed.static.steps.values()) and fixed.static.steps
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", pruning.names())
+def test_every_method_answers_on_a_gpu(scenes, name) -> None:
+    llava, (images, asked) = load(str(ROOT / "models" / "mini"), PROMPT, device="cuda"), unequal(scenes)
+    answers = llava.answer(images, asked, pruning.load(name, 192))  # inside the language model 16 is out of reach
+    assert not any(answer.failed for answer in chain.from_iterable(answers))
 
 
 def test_out_of_memory_frees_the_shapes_first_and_then_halves(llava, scenes) -> None:
