@@ -199,9 +199,7 @@ class Llava:
         prompts = [self.prompt_ids(q) for asked in questions for q in asked]
         with self.stage("prefill"):  # of the image's prefix; the questions follow
             rows = rows_of(questions, visual, self.by_question(pruner))
-            few = len(rows.distinct) < len(visual)
-            distinct = [visual[row] for row in rows.distinct] if few else visual
-            pack = self._pack(distinct, rows.owner, prompts, pruner)
+            pack = self._pack(*self._shared(rows, visual, prompts), prompts, pruner)
         texts, first = self._greedy(pack, max_new_tokens)
         with self.stage("shift"):
             found = self._shifts(tokens, pixels, rows) if shifts else {row: {} for row in rows.distinct}
@@ -212,6 +210,17 @@ class Llava:
         if isinstance(pack, WholePrompts):
             pack.tell(answers)
         return regrouped(answers, questions)
+
+    def _shared(
+        self, rows: Rows, visual: Tensor | list[Tensor], prompts: list[tuple[list[int], list[int]]]
+    ) -> tuple[Tensor | list[Tensor], list[int]]:
+        """The rows of `visual` that become prefixes, and for each question the place of its row among them."""
+        before = len(prompts[0][0])
+        prefix = rows.prefixes([before + len(row) for row in visual], [len(after) for _, after in prompts])
+        read = sorted(set(prefix))
+        place = {row: at for at, row in enumerate(read)}
+        chosen = visual if len(read) == len(visual) else [visual[row] for row in read]
+        return chosen, [place[prefix[row]] for row in rows.of_question]
 
     def _shifts(self, tokens: VisualTokens, pixels: Tensor | Pixels, rows: Rows) -> dict[int, dict[str, float]]:
         """All shift metrics of each distinct row, by its number, against its image's unpruned tokens; zero for all

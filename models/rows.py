@@ -19,14 +19,28 @@ class Rows:
 
     @property
     def distinct(self) -> list[int]:
-        """The rows that the language model must read, ascending."""
+        """The rows that differ, ascending."""
         return sorted(set(self.first))
 
-    @property
-    def owner(self) -> list[int]:
-        """For each question the place of its row among the `distinct` ones."""
-        place = {row: at for at, row in enumerate(self.distinct)}
-        return [place[self.first[row]] for row in self.of_question]
+    def prefixes(self, lengths: list[int], asked: list[int]) -> list[int]:
+        """For each row the row whose prefix its questions follow: the first that is equal, or itself.
+
+        A prefix's questions lie one after another, and what is shorter than the longest row is filled up. Equal rows
+        are shared where that leaves less to compute: with long prefixes, or where most images share.
+
+        Args:
+            lengths: tokens of each row's prefix.
+            asked: tokens of each question.
+        """
+        alone = list(range(len(self.image)))
+        return min(self.first, alone, key=lambda choice: self._computed(choice, lengths, asked))
+
+    def _computed(self, choice: list[int], lengths: list[int], asked: list[int]) -> int:
+        """Tokens that a pass over the prefixes and one over the questions see, filling included."""
+        following = dict.fromkeys(choice, 0)
+        for row, tokens in zip(self.of_question, asked):
+            following[choice[row]] += tokens
+        return len(following) * (max(lengths[row] for row in following) + max(following.values()))
 
 
 def rows_of(questions: list[list[str]], visual: Tensor | list[Tensor], by_question: bool) -> Rows:
@@ -41,7 +55,7 @@ def rows_of(questions: list[list[str]], visual: Tensor | list[Tensor], by_questi
 def equal_rows(visual: Tensor | list[Tensor], image: list[int]) -> list[int]:
     """For each row of visual tokens (K, D_llm) the first row of its image that is equal to it.
 
-    A method that reads the question often gives several questions of an image the same tokens; they share a prefix.
+    A method that reads the question often gives several questions of an image the same tokens.
     """
     marks = torch.stack([row.sum(dtype=torch.float64) for row in visual]).tolist()
     first: dict[tuple[int, float], int] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pruning.base import Pruner
-from pruning.ops import top
+from pruning.ops import by_parts, top
 from pruning.tokens import Question, VisualTokens
 
 
@@ -34,6 +34,7 @@ def share(x: Tensor) -> Tensor:
     return torch.where(total > 0, x / total, 1 / x.shape[-1])
 
 
+@by_parts
 def flow(attention: Tensor, values: Tensor, cls_value: Tensor) -> Tensor:
     """Score of one block: (B, H, n) CLS row, (B, n, D) values, (B, D) value of CLS -> (B, n).
 

@@ -10,6 +10,7 @@ import torch
 import pruning
 from models.attach import attach
 from models.cache import StateCache
+from models.rows import Rows
 from models.vision_tower import VisionTower, cls_row
 from tests.conftest import PROMPT
 from tests.tiny import converted
@@ -59,14 +60,22 @@ def test_every_method_is_the_identity_at_the_full_budget(llava, scenes):
 def test_questions_with_equal_tokens_share_a_prefix(llava, scenes, monkeypatch, threshold):
     """Where no shift is severe the questions of an image get the same tokens; where all are, each its own."""
     images, questions = [s[0] for s in scenes], [s[1] for s in scenes]
-    pruner, rows, pack = pruning.load("acgr_tatcs", 16, threshold=threshold), [], llava._pack
-    monkeypatch.setattr(llava, "_pack", lambda visual, *more: (rows.append(len(visual)), pack(visual, *more))[1])
+    pruner, prefixes, pack = pruning.load("acgr_tatcs", 64, threshold=threshold), [], llava._pack
+    monkeypatch.setattr(llava, "_pack", lambda visual, *more: (prefixes.append(len(visual)), pack(visual, *more))[1])
     together = llava.answer(images, questions, pruner)
     alone = [[llava.answer([image], [[q]], pruner)[0][0] for q in asked] for image, asked in zip(images, questions)]
-    different = sum(len({tuple(answer.index) for answer in own}) for own in together)
-    assert rows[0] == different and (threshold < 9 or different == len(images) < sum(map(len, questions)))
+    fewest, most = len(images), sum(map(len, questions))
+    assert {0.0: most, 9.0: fewest}.get(threshold, prefixes[0]) == prefixes[0] and fewest <= prefixes[0] <= most
     for a, b in zip(chain.from_iterable(together), chain.from_iterable(alone)):
         assert a.text == b.text and a.index == b.index and a.shifts == pytest.approx(b.shifts, rel=1e-3, abs=1e-5)
+
+
+def test_prefixes_are_shared_where_that_is_less_to_compute():
+    """Two images with two questions each: three tokens of prefix and a long one, questions of 1 to 4 tokens."""
+    rows = Rows([0, 1, 2, 3], [0, 0, 1, 1], [0, 0, 2, 3])
+    assert rows.prefixes([3] * 4, [4, 4, 4, 4]) == [0, 1, 2, 3]  # 4 x (3 + 4) against 3 x (3 + 8)
+    assert rows.prefixes([9] * 4, [1, 1, 1, 1]) == [0, 0, 2, 3]  # 4 x (9 + 1) against 3 x (9 + 2)
+    assert rows.distinct == [0, 2, 3]
 
 
 def test_an_image_that_the_cache_knows_is_not_read_again(llava, scenes):
