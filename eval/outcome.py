@@ -14,7 +14,7 @@ import pandas as pd
 from eval import facts
 from eval.logits import Place, rows_of, write_npy
 from eval.official import extra_metrics, image_name, measure, weights
-from eval.records import LOGITS, SAMPLES, damage
+from eval.records import LOGITS, SAMPLES, damage, write_samples
 from eval.settings import Plan
 
 
@@ -170,7 +170,7 @@ def fill(
     folder: Path, plan: Plan, lm: Any, samples: pd.DataFrame, places: list[Place | None], baseline: Result | None
 ) -> None:
     """Samples, logits and pictures of a record."""
-    samples.to_parquet(folder / SAMPLES, index=False)
+    write_samples(folder / SAMPLES, samples)
     if any(places):
         write_npy(folder / LOGITS, lm.journal.logits.path, places)
     if plan.pictures:

@@ -21,7 +21,7 @@ from eval import facts
 from eval.journal import Journal
 from eval.needs import make_pruner
 from eval.outcome import Result, fill, header, lookup, summarise, tabulate, taken_over
-from eval.records import METRICS, SAMPLES, Record, damage, disk_errors
+from eval.records import METRICS, SAMPLES, Record, damage, disk_errors, write_samples
 from eval.settings import Plan, embedded_names, portable, short_hash
 from models.load import settled
 from models.shape import check_budget, parse
@@ -73,7 +73,7 @@ def ensure(plan: Plan, baseline: Result | None) -> Result:
             return Result(plan, plan.folder, metrics, samples, baseline, fresh=False)
         if baseline is not None and prunes_nothing(plan, baseline):
             metrics, samples = taken_over(plan, baseline)
-            record.write(metrics, lambda folder: samples.to_parquet(folder / SAMPLES, index=False))
+            record.write(metrics, lambda folder: write_samples(folder / SAMPLES, samples))
             record.forget_journal()
         else:
             metrics, samples = evaluate(plan, record, baseline)

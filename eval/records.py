@@ -10,14 +10,18 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import yaml
 
 from eval.settings import Plan, public
 from pruning.errors import InputError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 METRICS, SAMPLES, CONFIG, LOGITS = "metrics.json", "samples.parquet", "config.yaml", "first_logits.npy"
+GROUP = 2000  # rows of samples.parquet that are written at a time
 TRIES = 1000  # to create a folder that others remove; more of them mean that it cannot be created
 
 
@@ -201,6 +205,19 @@ def disk_errors(folder: Path) -> Iterator[None]:
         if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
             raise InputError(f"no file locks on the disk of '{folder}'; choose another out=") from error
         raise
+
+
+def write_samples(path: Path, samples: pd.DataFrame) -> None:
+    """samples.parquet, some thousand rows at a time: a table in Arrow's memory is several times the file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.Schema.from_pandas(samples, preserve_index=False)
+    with pq.ParquetWriter(path, schema) as file:
+        for start in range(0, max(1, len(samples)), GROUP):
+            rows = samples.iloc[start : start + GROUP]
+            file.write_table(pa.Table.from_pandas(rows, schema, preserve_index=False))
+    pa.default_memory_pool().release_unused()
 
 
 def sync(path: Path) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 from eval.scores import COUNT, percent, tally_frame
 
 DRAWS, SEED = 2000, 0
-BLOCK = 20_000_000  # image draws held in memory at a time
+BLOCK = 1_000_000  # image draws held in memory at a time
 
 
 class Interval(NamedTuple):
