@@ -50,7 +50,8 @@ class Journal:
                 line = json.loads(raw) if raw.endswith(b"\n") else None
             except ValueError:
                 line = None
-            if line is None or (number == 0 and line.get("fingerprint") != fingerprint):
+            header = {"fingerprint": fingerprint}
+            if not isinstance(line, dict) or (line != header if number == 0 else set(line) != {"batch", "rows"}):
                 break
             if number:
                 self.batches[line["batch"]] = line["rows"]

@@ -24,7 +24,7 @@ from eval.journal import Journal  # noqa: E402
 from eval.official import image_columns, image_name  # noqa: E402
 from eval.progress import progress  # noqa: E402
 from eval.settings import embedded_names  # noqa: E402
-from eval.task_set import decode  # noqa: E402
+from eval.task_set import decode, strict  # noqa: E402
 from models.images import Prepared  # noqa: E402
 from models.llava import Answer, Llava  # noqa: E402
 from pruning.base import Pruner  # noqa: E402
@@ -164,7 +164,8 @@ class PrunedLlava(lmms):
 
     def _image(self, group: Group) -> Prepared | Image.Image | str:
         def load() -> Image.Image:
-            return decode(visuals(group.requests[0], self.task_dict))
+            with strict():  # official data are decoded when the document is read
+                return decode(visuals(group.requests[0], self.task_dict))
 
         known = self.llava.known(group.name, load, self.pruner)
         if known is not None:

@@ -65,12 +65,12 @@ def full_budget(plan: Plan) -> int:
 def ensure(plan: Plan, baseline: Result | None) -> Result:
     """The point's result: read where it is finished, else run and recorded."""
     record = Record(plan)
+    if not record.partial.exists() and not plan.force and record.finished():
+        return finished(record, baseline)  # without a lock, as its disk may be there to read only
     with record.lock(log.info):
         if not plan.force and record.finished():
             record.forget_journal()  # of a process that was killed right after its last step
-            metrics, samples = read(plan.folder)
-            check_precision(record, metrics)
-            return Result(plan, plan.folder, metrics, samples, baseline, fresh=False)
+            return finished(record, baseline)
         if baseline is not None and prunes_nothing(plan, baseline):
             metrics, samples = taken_over(plan, baseline)
             record.write(metrics, lambda folder: write_samples(folder / SAMPLES, samples))
@@ -78,6 +78,13 @@ def ensure(plan: Plan, baseline: Result | None) -> Result:
         else:
             metrics, samples = evaluate(plan, record, baseline)
     return Result(plan, plan.folder, metrics, samples, baseline)
+
+
+def finished(record: Record, baseline: Result | None) -> Result:
+    """The result of a finished record."""
+    metrics, samples = read(record.folder)
+    check_precision(record, metrics)
+    return Result(record.plan, record.folder, metrics, samples, baseline, fresh=False)
 
 
 def prunes_nothing(plan: Plan, baseline: Result) -> bool:

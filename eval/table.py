@@ -49,7 +49,9 @@ def facts(result: Result) -> list[str]:
         f"seconds        {seconds(metrics['seconds'])}",
     ]
     if "answers_of" in metrics:
-        out.append("answers        the unpruned run's, and its seconds: at the full budget nothing is pruned")
+        out.append(
+            "answers        taken over from the unpruned run, as are the seconds: nothing is pruned"
+        )
     elif result.baseline is not None and result.baseline.fresh:
         out.append(f"  unpruned     {seconds(result.baseline.metrics['seconds'])}")
     if metrics["failed"]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 from PIL import Image, ImageFile
@@ -17,7 +18,7 @@ from eval.settings import TASKS, data_folder, embedded_names
 from pruning.errors import InputError
 
 log = logging.getLogger("dcp_prune")
-STRICT = Lock()  # Pillow's switch is one for all threads
+SWITCH = RLock()  # Pillow's switch is one for all threads
 MAX_PIXELS, MAX_ASPECT = 89_000_000, 100  # beyond these an image is taken for broken, not for a photograph
 
 
@@ -63,10 +64,17 @@ def decode(images: list[Any]) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"image of {width} x {height} pixels is too large or too narrow")
-    with STRICT:  # a library that lmms-eval imports turns leniency on; half a picture must not be scored
+    with strict():
+        return image.convert("RGB")
+
+
+@contextmanager
+def strict() -> Iterator[None]:
+    """Half a picture is an error inside the block and not scored: lmms-eval turns Pillow's leniency on."""
+    with SWITCH:
         lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         try:
-            return image.convert("RGB")
+            yield
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 

@@ -189,8 +189,10 @@ class Llava:
             shifts: measure the shift metrics too, which needs the whole tower.
 
         Raises:
-            InputError: budget out of range.
+            InputError: budget out of range, or an image without a question.
         """
+        if not all(questions):
+            raise InputError(f"every image needs a question; image {questions.index([])} has none")
         with self.stage("image processing"):
             pixels = self.pixels(images)
         tokens = self.prune(pixels, pruner, questions)
@@ -290,10 +292,16 @@ class Llava:
         return Answer(text, len(index), index, logits.float().cpu(), shifts, trace, failed)
 
     def _pack(
-        self, visual: Tensor, owner: list[int], prompts: list[tuple[list[int], list[int]]], pruner: Pruner
+        self,
+        visual: Tensor | list[Tensor],
+        owner: list[int],
+        prompts: list[tuple[list[int], list[int]]],
+        pruner: Pruner,
     ) -> PackedPrompts | WholePrompts:
         """Q questions ready for prefill: question q, ids (before, after) the image, on visual row `owner[q]`."""
         if pruner.inside_language_model:
+            if isinstance(visual, list):
+                raise InputError(f"{type(pruner).__name__} prunes inside the language model: not on LLaVA-NeXT")
             return WholePrompts(self, visual, owner, prompts, pruner)
         return PackedPrompts(self, visual, owner, prompts)
 

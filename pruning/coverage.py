@@ -43,12 +43,12 @@ def settle(bound: Tensor, gains: Gains, cover: Tensor) -> Tensor:
     m = CANDIDATES
     while m < bound.shape[1]:
         highest, rows = bound.topk(m + 1)
-        fresh = torch.minimum(gains(cover, rows[:, :m]), highest[:, :m])  # picked: -inf stays
+        fresh = torch.fmin(gains(cover, rows[:, :m]), highest[:, :m])  # picked: -inf stays, also beside NaN
         bound = bound.scatter(1, rows[:, :m], fresh)
         if (fresh.amax(1) > highest[:, m]).all():  # above all that was not computed; equals would be decided by slot
             return bound
         m *= 2
-    return torch.minimum(gains(cover, None), bound)
+    return torch.fmin(gains(cover, None), bound)
 
 
 def headroom(similarity: Tensor, cover: Tensor, rows: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from pruning.tokens import Question, VisualTokens
 
 TRIGGERS = ("always", "never", "kappa")
 TEXTS = ("embeddings", "clip", "none")
+LARGEST = 60.0  # logarithm of a weight; sums of larger ones would leave float32
 
 
 @dataclass
@@ -97,7 +98,9 @@ class Tatcs(Pruner):
         profile, relevance = text_profile(*self.words(tokens, question))
         (content,) = tokens.once(lambda own: (gram(own.hidden.float()),))
         saliency = tokens.cls_attention.mean(1)
-        weight = saliency.clamp(min=0) ** self.saliency * (self.gamma * relevance).exp()
+        told = self.gamma * relevance
+        told = told - (told.amax(1, keepdim=True) - LARGEST).clamp(min=0)  # weights count by their ratios only
+        weight = saliency.clamp(min=0) ** self.saliency * told.exp()
         similar = text_aware(content, profile, self.beta)
         chosen, owner = cluster(similar, weight, self.keeps(tokens.patches), self.iterations)
         return chosen, tokens.index.gather(1, chosen.gather(1, owner))

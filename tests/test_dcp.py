@@ -276,6 +276,12 @@ def test_the_question_and_every_switch_matter() -> None:
     assert torch.equal(none.index, textless)
 
 
+@pytest.mark.parametrize("gamma", [20.0, 1000.0])
+def test_a_text_weight_beyond_all_numbers_still_keeps_different_tokens(gamma: float) -> None:
+    out = pruning.load("tatcs", 300, trigger="always", gamma=gamma).finish(make_tokens(), make_question())
+    assert out.hidden.isfinite().all() and all(len(set(row)) == 300 for row in out.index.tolist())
+
+
 # --- trigger and both stages ------------------------------------------------------------------------------------
 def test_trigger_decides_image_by_image() -> None:
     tokens, question = make_tokens(), make_question()

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pytest
 import torch
 import yaml
 from loguru import logger
+from PIL import Image
 
 from eval import lmms_cli
 from models.guard import guard_torchvision
@@ -19,7 +21,7 @@ from models.shape import PUBLISHED, config_file, parse, read_shape
 from scripts.make_official_samples import write
 from tests import tiny
 from tests.conftest import ROOT
-from tests.sandbox import call, refused
+from tests.sandbox import call, encoded, refused
 
 PUBLIC = {  # model -> (parameters as the hub states them, visual tokens, decoder layers)
     "llava15_7b": (7_063_427_072, 576, 32),
@@ -264,3 +266,21 @@ def test_clip_text_tower_is_read_and_named(samples, tmp_path, capsys):
     capsys.readouterr()
     line = refused(capsys, *words, f"model.clip_text={wide}", f"out={tmp_path / 'b'}")
     assert "has a tower of width 64, expected 32" in line
+
+
+def test_half_a_picture_is_a_failed_question(tmp_path):
+    """lmms-eval makes Pillow lenient, and official data are decoded inside `datasets`."""
+    features = {name: datasets.Value("string") for name in ("id", "question_id", "question", "answer", "category")}
+    photo = encoded(Image.effect_noise((200, 200), 90).convert("RGB"), "JPEG")
+    asked = {"question": "Is there a dog in the image?", "answer": "yes", "category": "adversarial"}
+    rows = [
+        {"id": str(i), "question_id": str(i), "image": {"bytes": data, "path": None}, **asked}
+        for i, data in enumerate((photo, photo[: len(photo) // 2]))
+    ]
+    table = datasets.Dataset.from_list(rows, features=datasets.Features(features | {"image": datasets.Image()}))
+    (tmp_path / "pope").mkdir()
+    table.to_parquet(str(tmp_path / "pope" / "test-0.parquet"))
+    words = ["tasks.names=[pope]", f"tasks.data_dir={tmp_path}", f"out={tmp_path / 'out'}", "method=vanilla"]
+    assert call(*words) == 0
+    failed = pd.read_parquet(next((tmp_path / "out").rglob("samples.parquet")))["failed"]
+    assert failed.isna().tolist() == [True, False] and "truncated" in failed[1]

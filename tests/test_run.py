@@ -115,7 +115,7 @@ def test_the_full_budget_takes_over_the_unpruned_answers(
     out: Path, data: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(*words(data, out, "method=uniform", "budget=576")) == 0
-    assert "the unpruned run's" in capsys.readouterr().out
+    assert "taken over from the unpruned run" in capsys.readouterr().out
     metrics, samples = load(record(out, "uniform", 576))
     full, unpruned = load(record(out, "vanilla", 576))
     assert metrics["method"] == "uniform" and metrics["answers_of"] == "vanilla/576"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable
@@ -30,12 +31,21 @@ def listing(result: dict) -> str:
     return "\n".join(["| figure | value |", "| --- | --- |", *rows]) + "\n"
 
 
-def save(name: str, result: dict, table: str) -> None:
+def parser(name: str, words: str) -> argparse.ArgumentParser:
+    """The command line of a bench, with what all of them understand."""
+    made = argparse.ArgumentParser(
+        prog=f"bench.py {name}", description=words, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    made.add_argument("--out", type=Path, default=OUT, help=f"folder of {name}.json and {name}.md")
+    return made
+
+
+def save(name: str, result: dict, table: str, out: Path) -> None:
     """Writes NAME.json, with versions and hardware, and NAME.md; prints the table."""
     from eval import facts
 
-    OUT.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     about = {"versions": facts.versions(), "commit": facts.commit(), "hardware": facts.hardware()}
-    (OUT / f"{name}.json").write_text(json.dumps(about | result, indent=1) + "\n")
-    (OUT / f"{name}.md").write_text(table)
+    (out / f"{name}.json").write_text(json.dumps(about | result, indent=1) + "\n")
+    (out / f"{name}.md").write_text(table)
     print(table)

@@ -6,7 +6,6 @@ then runs `python -m eval.report` on them in a process of its own. Goals: 60 sec
 
 from __future__ import annotations
 
-import argparse
 import resource
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import numpy as np
 
 from pruning.shift import METRICS
 from scripts.benches._records import PATCHES, answers, questions, write_point
-from scripts.benches._report import listing, save
+from scripts.benches._report import listing, parser, save
 
 METHODS = ("acgr_tatcs", "cls_attention", "downsample", "random", "scope", "visionzip")
 BUDGETS = (576, 192, 128, 64, 32, 16)
@@ -39,9 +38,9 @@ def write_records(folder: Path, rows: int) -> int:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="bench.py report", description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    args = parser.parse_args(arguments)
+    options = parser("report", __doc__.splitlines()[0])
+    options.add_argument("--rows", type=int, default=1_000_000)
+    args = options.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         rows = write_records(Path(folder), args.rows)
         start = time.perf_counter()
@@ -54,4 +53,4 @@ def main(arguments: list[str]) -> None:
         "cpu_s": round(used.ru_utime + used.ru_stime, 1),
         "peak_memory_gb": round(used.ru_maxrss / 2**20, 2),
     }
-    save("report", found, listing(found))
+    save("report", found, listing(found), args.out)

@@ -14,7 +14,6 @@ token pairs that the rule cannot do without (column `pairs` of the csv: their sh
 
 from __future__ import annotations
 
-import argparse
 import csv
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from torch import Tensor
 import pruning
 from pruning import Pruner, Question, VisualTokens
 from pruning.decoder import DecoderPruner, Look
-from scripts.benches._report import quartiles, save
+from scripts.benches._report import parser, quartiles, save
 
 HERE = Path(__file__).parent
 WIDTH, HEADS, WORDS = 1024, 16, 12
@@ -161,13 +160,13 @@ def goals(rows: list[dict]) -> list[str]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="bench.py selection", description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="*", default=pruning.names())
-    args = parser.parse_args(arguments)
+    options = parser("selection", __doc__.splitlines()[0])
+    options.add_argument("--methods", nargs="*", default=pruning.names())
+    args = options.parse_args(arguments)
     torch.set_num_threads(1)  # as the official figures
     rows = [row for place in PLACES for row in measure(*place, args.methods)]
     x = torch.randn(576, WIDTH)
     product_ms = quartiles([milliseconds(lambda: x @ x.T) for _ in range(15)])[1]
     compare(rows, product_ms)
     about = {"threads": 1, "repeats": [p[2] for p in PLACES], "product_ms": product_ms}
-    save("selection", about | {"rows": rows}, table(rows, product_ms))
+    save("selection", about | {"rows": rows}, table(rows, product_ms), args.out)

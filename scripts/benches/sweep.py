@@ -9,7 +9,6 @@ and the sweep both have must be equal byte for byte, times aside.
 
 from __future__ import annotations
 
-import argparse
 import resource
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from scripts.benches._report import listing, save
+from scripts.benches._report import listing, parser, save
 from scripts.kill_test import ROOT, comparable
 
 METHODS = ("cls_attention", "acgr_tatcs", "uniform", "scope", "visionzip", "divprune")
@@ -43,10 +42,10 @@ def against(sweep: tuple[float, float], singles: list[tuple[float, float]]) -> d
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="bench.py sweep", description=__doc__.splitlines()[0])
-    parser.add_argument("--limit", default="null", help="images; all by default")
-    parser.add_argument("--pictures", default="1", help="drawn a point")
-    args = parser.parse_args(arguments)
+    options = parser("sweep", __doc__.splitlines()[0])
+    options.add_argument("--limit", default="null", help="images; all by default")
+    options.add_argument("--pictures", default="1", help="drawn a point")
+    args = options.parse_args(arguments)
     few = (f"limit={args.limit}", f"pictures={args.pictures}")
     runs = [(f"method={m}", f"budget={b}", *few) for m, b in zip(METHODS, BUDGETS)]
     with tempfile.TemporaryDirectory() as folder:
@@ -68,4 +67,4 @@ def main(arguments: list[str]) -> None:
         "equal_files": len(theirs) - len(different),
         "different_files": different,
     }
-    save("sweep", found, listing(found))
+    save("sweep", found, listing(found), args.out)
