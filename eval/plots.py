@@ -272,8 +272,8 @@ def time_accuracy(sweep: Sweep, points: pd.DataFrame) -> Figure | None:
     good = points.dropna(subset=["ms", "accuracy"])
     if not len(good):
         return None
-    title = f"Time against accuracy: selection, projector, prefill and decoding\n{note(sweep)}; without the tower, \
-which a sweep's points share"
+    title = f"Time against accuracy: selection, projector, prefill and decoding\n{note(sweep)}; without the tower: \
+points share its pass, methods inside it run a part anew"
     names, order = ("time a question (ms)", y_name(sweep)), ranked(good, "accuracy", False)
     if is_crowded(good):
         order = [label for label in order if label != VANILLA]
