@@ -147,7 +147,7 @@ class PrunedLlava(lmms):
             image = ("" if task in self.embedded else task, ids[task, split][doc_id])
             options = stop_rule(request, self.new_tokens)
             self.lengths[task] = options[0]
-            group = Group([], options, f"{self.data}/{task if image[0] else ''}/{image[1]}")
+            group = Group([], options, f"{self.data}/{image[0]}/{image[1]}")
             groups.setdefault((image, options), group).requests.append(request)
         return list(groups.values())
 
@@ -235,8 +235,9 @@ class PrunedLlava(lmms):
             row["output_kl"] = float(output_kl(answer.first_logits[None], full[None]))
         if self.keep_logits:
             row["logits"] = answer.first_logits.numpy().astype(np.float16)
-        drawn = {name: values.tolist() for name, values in answer.trace.items()} if traced else {}
-        return row | ({"trace": drawn} if traced else {})
+        if traced:
+            row["trace"] = {name: values.tolist() for name, values in answer.trace.items()}
+        return row
 
     def _score(self, batch: list[Group], images: list[Prepared | Image.Image]) -> list[Row]:
         questions = [[r.args[0] for r in group.requests] for group in batch]

@@ -93,10 +93,11 @@ def prunes_nothing(plan: Plan, baseline: Result) -> bool:
     Methods inside the language model and `downsample` change nothing at the full budget either, but compute in
     another order.
     """
-    pruner = make_pruner(plan)
-    elsewhere = pruner.inside_language_model or pruner.resizes_image
     full = baseline.plan.budget
-    return plan.budget == full == pruner.keeps(full) and not elsewhere
+    if plan.budget != full:
+        return False
+    pruner = make_pruner(plan)
+    return pruner.keeps(full) == full and not (pruner.inside_language_model or pruner.resizes_image)
 
 
 def check_precision(record: Record, metrics: dict[str, Any]) -> None:

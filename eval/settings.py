@@ -14,13 +14,15 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from eval import digests
+from models.load import DTYPES
+from models.load import check as check_model
 from models.shape import Shape, read_shape
 from pruning import registry
 from pruning.errors import InputError, one_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ROOT / "eval" / "tasks"
-DTYPES, DEVICES = ("auto", "float32", "bfloat16", "float16"), ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass
@@ -185,8 +187,6 @@ def check(config: DictConfig, method: str) -> Plan:
     Raises:
         InputError: a value that cannot work; says which, what was expected and what to do.
     """
-    from models.load import check as check_model
-
     c: Config = config  # type: ignore[assignment]
     if c.limit is not None and c.limit < 1:
         raise InputError(f"limit must be at least 1 image (or null for all), got {c.limit}")

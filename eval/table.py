@@ -39,9 +39,10 @@ def facts(result: Result) -> list[str]:
     if result.baseline is not None:
         full = {task: values["score"] for task, values in result.baseline.metrics["tasks"].items()}
     kappa = metrics["shift"].get("gaussian_kl")
-    average = f"{average_percent(scores, full):.1f}   (mean ratio to the unpruned model)"
     if 0 in full.values():
         average = "-   (mean ratio to the unpruned model, which scores 0 in a task)"
+    else:
+        average = f"{average_percent(scores, full):.1f}   (mean ratio to the unpruned model)"
     out = [
         f"Avg %          {average}",
         f"kappa          {'-' if kappa is None else f'{kappa:.4f}'}   (shift of the kept tokens, lower is better)",
@@ -49,9 +50,7 @@ def facts(result: Result) -> list[str]:
         f"seconds        {seconds(metrics['seconds'])}",
     ]
     if "answers_of" in metrics:
-        out.append(
-            "answers        taken over from the unpruned run, as are the seconds: nothing is pruned"
-        )
+        out.append("answers        taken over from the unpruned run, as are the seconds: nothing is pruned")
     elif result.baseline is not None and result.baseline.fresh:
         out.append(f"  unpruned     {seconds(result.baseline.metrics['seconds'])}")
     if metrics["failed"]:

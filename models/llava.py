@@ -289,7 +289,7 @@ class Llava:
         failed = None
         if not bool(torch.isfinite(hidden).all() and torch.isfinite(logits).all()):
             text, failed = "", "NaN or infinite features"
-        return Answer(text, len(index), index, logits.float().cpu(), shifts, trace, failed)
+        return Answer(text, len(index), index, logits, shifts, trace, failed)
 
     def _pack(
         self,
@@ -300,8 +300,6 @@ class Llava:
     ) -> PackedPrompts | WholePrompts:
         """Q questions ready for prefill: question q, ids (before, after) the image, on visual row `owner[q]`."""
         if pruner.inside_language_model:
-            if isinstance(visual, list):
-                raise InputError(f"{type(pruner).__name__} prunes inside the language model: not on LLaVA-NeXT")
             return WholePrompts(self, visual, owner, prompts, pruner)
         return PackedPrompts(self, visual, owner, prompts)
 

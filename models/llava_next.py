@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.crops import Crops, Kept
 from models.images import fingerprint
 from models.llava import Answer, Llava
+from models.shape import check_budget
 from pruning.base import Pruner
 from pruning.errors import InputError
 
@@ -67,7 +68,13 @@ class LlavaNext(Llava):
     def prune(  # type: ignore[override]
         self, pixels: CropPixels, pruner: Pruner, questions: list[list[str]] | None = None
     ) -> list[Kept]:
-        """Kept tokens before the projector: one entry an image, or a question where the method reads the question."""
+        """Kept tokens before the projector: one entry an image, or a question where the method reads the question.
+
+        Raises:
+            InputError: the method cannot reach its budget on this model, or reads the question and gets none.
+        """
+        layers = self.model.config.text_config.num_hidden_layers
+        check_budget(pruner, self.visual_tokens, layers, self.crops.most)
         asked = question = None
         if self.by_question(pruner):
             if questions is None:
